@@ -1,0 +1,326 @@
+"""Every choice a person makes: `params.yaml` as frozen models, and settings from the environment.
+
+Nothing here is read at import time. Unknown keys are refused with the file, the place and the remedy.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from noise2next.errors import UserError
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+class SplitBase(Frozen):
+    history: Literal["train", "train+valid"] = "train+valid"  # what a model may read of a user at test time
+    mask_seen: bool = True  # leave what a user has seen out of the ranking
+
+
+class OfficialSplit(SplitBase):
+    """The parts that the files themselves name."""
+
+    kind: Literal["official"] = "official"
+
+
+class PerUserRatio(SplitBase):
+    """The oldest share of each user's history trains; validation, then test, follow."""
+
+    kind: Literal["per_user_ratio"] = "per_user_ratio"
+    valid: Share = 0.1
+    test: Share = 0.2
+
+
+class LeaveOneOut(SplitBase):
+    """Each user's newest interaction is test, the one before it validation."""
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+
+
+class GlobalTime(SplitBase):
+    """Three consecutive windows of one clock, cut at quantiles of the interactions."""
+
+    kind: Literal["global_time"] = "global_time"
+    valid: Share = 0.1
+    test: Share = 0.1
+
+
+SplitConfig = Annotated[OfficialSplit | PerUserRatio | LeaveOneOut | GlobalTime, Field(discriminator="kind")]
+
+
+# --- time weights -----------------------------------------------------------------------------------------------------
+
+
+class UniformWeights(Frozen):
+    kind: Literal["uniform"] = "uniform"
+
+
+class LinearWeights(Frozen):
+    """By place in a user's history, oldest `low`, newest `high` (T-DiffRec; Wang et al., 2023)."""
+
+    kind: Literal["linear"] = "linear"
+    low: PositiveFloat = 0.1
+    high: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class ExponentialWeights(Frozen):
+    """Halve for every `half_life_days` before the newest training interaction; needs a clock."""
+
+    kind: Literal["exponential"] = "exponential"
+    half_life_days: PositiveFloat = 30.0
+
+
+Weighting = Annotated[UniformWeights | LinearWeights | ExponentialWeights, Field(discriminator="kind")]
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+class Columns(Frozen):
+    """Names of the log's columns; a file without header has columns named 1, 2, 3 ..."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = None
+    rating: str | None = None
+
+
+Format = Literal["delimited", "json", "parquet", "sequences", "diffrec", "diffurec"]
+TimeUnit = Literal["s", "ms", "us", "iso", "order"]  # `order`: a place in time without a clock
+
+
+class Preset(Frozen):
+    """What a dataset changes in a variant: keys that it names replace the variant's."""
+
+    options: Mapping[str, Any] = {}
+    trainer: Mapping[str, Any] = {}
+    weighting: Weighting | None = None
+
+
+class Dataset(Frozen):
+    """One raw log and how it becomes a split. `path` is below `data/`."""
+
+    path: str
+    member: str | None = None  # the file inside a zip
+    format: Format
+    separator: str | None = None  # of delimited text
+    header: bool = True
+    encoding: str = "utf-8"
+    columns: Columns = Columns()
+    time_unit: TimeUnit | None = None  # None: the log has neither clock nor order
+    positive: str | None = None  # for example "rating >= 4"
+    repeats: Literal["keep", "first", "last"] = "first"
+    k_core: Annotated[int, Field(ge=1)] = 1
+    split: SplitConfig = GlobalTime()
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    presets: Mapping[str, Preset] = {}
+
+    @property
+    def has_clock(self) -> bool:
+        return self.time_unit not in (None, "order")
+
+    @property
+    def has_order(self) -> bool:
+        return self.time_unit is not None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.positive is not None:
+            parse_threshold(self.positive)
+            if self.columns.rating is None:
+                raise ValueError(f"positive: {self.positive!r} needs columns.rating")
+        if self.split.kind == "global_time" and not self.has_clock:
+            raise ValueError("split global_time needs a clock: name columns.time and time_unit, or take another split")
+        if self.split.kind in ("per_user_ratio", "leave_one_out") and not self.has_order:
+            raise ValueError(f"split {self.split.kind} needs the order of events, and this log has no time column")
+        if self.split.kind == "official" and self.format not in ("diffrec", "diffurec"):
+            raise ValueError("split official needs files that carry their own split (formats diffrec and diffurec)")
+        return self
+
+
+def parse_threshold(positive: str) -> tuple[str, float]:
+    """`rating >= 4` -> (">=", 4.0). Only a comparison of the rating with a number is understood."""
+    match = re.fullmatch(r"\s*rating\s*(>=|>|<=|<|==)\s*(-?\d+(?:\.\d+)?)\s*", positive)
+    if match is None:
+        raise ValueError(f"positive: {positive!r} is not of the form 'rating >= 4'")
+    return match[1], float(match[2])
+
+
+# --- training, evaluation, variants -----------------------------------------------------------------------------------
+
+
+class TrainerConfig(Frozen):
+    """The one loop's settings; a variant or a preset may change any of them."""
+
+    epochs: PositiveInt = 1000
+    batch_size: PositiveInt = 400
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    evaluate_every: PositiveInt = 1  # epochs
+    patience: PositiveInt = 20  # epochs without a better validation metric
+    metric: str = "recall@20"
+    checkpoint_seconds: NonNegativeFloat = 60.0  # at least this long between checkpoints inside training
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class EvaluationConfig(Frozen):
+    cutoffs: tuple[PositiveInt, ...] = (10, 20, 50, 100)
+    bootstrap_samples: PositiveInt = 1000
+    confidence: Share = 0.95
+    memory_mb: PositiveInt = 512  # bound on the score blocks of a streaming top-k
+
+
+class Variant(Frozen):
+    """One row of the leaderboard: a model's address and how it is fed and trained."""
+
+    name: str = ""
+    model: str  # noise2next.models.diffrec.DiffRec
+    weighting: Weighting = UniformWeights()
+    options: Mapping[str, Any] = {}
+    trainer: Mapping[str, Any] = {}
+
+
+class Params(Frozen):
+    seed: Annotated[int, Field(ge=0)] = 1
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    datasets: Mapping[str, Dataset]
+    variants: Mapping[str, Variant]
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name in (*self.datasets, *self.variants):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a usable name: lower-case letters, digits, '-' and '_' only")
+        for dataset_name, dataset in self.datasets.items():
+            for variant in dataset.presets:
+                if variant not in self.variants:
+                    raise ValueError(f"datasets.{dataset_name}.presets names an unknown variant {variant!r}")
+        for name in (*self.variants,):
+            self.trainer_for(self.variants[name])
+        return self
+
+    def dataset(self, name: str) -> Dataset:
+        if name not in self.datasets:
+            raise UserError(f"there is no dataset {name!r} in params.yaml; it has {', '.join(self.datasets)}")
+        return self.datasets[name]
+
+    def variant(self, name: str, dataset: str) -> Variant:
+        """The variant as `dataset` wants it: its preset's options and trainer keys laid over the variant's own."""
+        if name not in self.variants:
+            raise UserError(f"there is no variant {name!r} in params.yaml; it has {', '.join(self.variants)}")
+        variant = self.variants[name]
+        preset = self.dataset(dataset).presets.get(name, Preset())
+        return Variant(
+            name=name,
+            model=variant.model,
+            weighting=preset.weighting or variant.weighting,
+            options={**variant.options, **preset.options},
+            trainer={**variant.trainer, **preset.trainer},
+        )
+
+    def trainer_for(self, variant: Variant) -> TrainerConfig:
+        return TrainerConfig.model_validate({**self.trainer.model_dump(), **variant.trainer})
+
+
+class Settings(BaseSettings):
+    """Where it runs: from the environment (prefix NOISE2NEXT_), never from params.yaml."""
+
+    model_config = SettingsConfigDict(env_prefix="NOISE2NEXT_", frozen=True)
+
+    root: Path = Path(".")  # the folder that holds params.yaml, data/ and artifacts/
+    device: str = "auto"  # auto | cpu | cuda | cuda:1
+    tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+
+
+# --- reading params.yaml ----------------------------------------------------------------------------------------------
+
+
+def yaml_round_trip() -> YAML:
+    """The reader and writer that keeps a person's comments and order."""
+    yaml = YAML(typ="rt")
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    return yaml
+
+
+def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
+    """Read and check `params.yaml`; `overrides` are `dotted.key=value` with YAML values.
+
+    Raises UserError for a missing file, broken YAML, an unknown key or a wrong value, naming each place.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run the command in the project's folder or set NOISE2NEXT_ROOT")
+    try:
+        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: the file must be a mapping with the keys {', '.join(Params.model_fields)}")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_sentences(error)}") from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: write it as key=value, for example trainer.epochs=5")
+    *parents, last = key.split(".")
+    place = tree
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise UserError(f"--set {override!r}: {parent!r} holds a value, not a group of keys")
+    try:
+        place[last] = YAML(typ="safe").load(io.StringIO(text))
+    except YAMLError as error:
+        raise UserError(f"--set {override!r}: the value is not readable as YAML") from error
+
+
+def _sentences(error: ValidationError) -> str:
+    """Pydantic's findings as one line of `place: what`."""
+    found = []
+    for one in error.errors():
+        place = ".".join(str(part) for part in one["loc"]) or "the file"
+        what = "unknown key; remove it or mend its spelling" if one["type"] == "extra_forbidden" else one["msg"]
+        found.append(f"{place}: {what.removeprefix('Value error, ')}")
+    return "; ".join(found)

@@ -1,0 +1,1 @@
+"""From raw files to arrays: sources, ingestion, contract, preparation, splits, weights, vocabularies, queries."""

@@ -1,0 +1,1 @@
+"""Schedules, the Gaussian process, step sampling: mathematics that knows no network."""

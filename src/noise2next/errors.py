@@ -1,0 +1,5 @@
+"""The one error that a person can mend."""
+
+
+class UserError(Exception):
+    """One sentence: what is wrong, where, and the remedy. The command line prints it and exits with code 2."""

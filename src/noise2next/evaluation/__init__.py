@@ -1,0 +1,1 @@
+"""Streaming ranking, metrics, significance, the leaderboard."""

@@ -1,0 +1,66 @@
+"""A trained model on disk: `config.json`, `weights.safetensors`, `vocabulary.parquet`, `report.json`, `manifest.json`.
+
+No pickle anywhere. `load` hashes every file again before it believes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from noise2next import __version__
+from noise2next.config import Frozen, Variant
+from noise2next.data.vocabulary import Vocabulary
+from noise2next.models.base import Recommender, build
+from noise2next.workspace import read_json, require, verify, write_json, writing
+
+
+class ModelCard(Frozen):
+    """`config.json`: what was trained, on what, by what."""
+
+    dataset: str
+    variant: Variant
+    n_items: int
+    seed: int
+    data_version: str  # sha256 over the prepared split
+    code_version: str = __version__
+    fingerprint: str  # hash of everything the weights depend on: equal fingerprints mean equal weights
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model with its items and its card."""
+
+    model: Recommender
+    items: Vocabulary
+    card: ModelCard
+
+    def save(self, place: Path, report: Any) -> None:
+        """Write the folder whole; `report` (JSON-ready) says how training went."""
+        with writing(place) as folder:
+            write_json(folder / "config.json", self.card.model_dump(mode="json"))
+            write_json(folder / "report.json", report)
+            save_file(
+                {name: value.contiguous() for name, value in self.model.state_dict().items()},
+                folder / "weights.safetensors",
+            )
+            self.items.save(folder / "vocabulary.parquet")
+
+    @classmethod
+    def load(cls, place: Path, device: torch.device | str = "cpu") -> Artifact:
+        """Verify the manifest, rebuild the model from its card, and put it on `device` in evaluation mode."""
+        verify(require(place, "train"))
+        card = ModelCard.model_validate(read_json(place / "config.json"))
+        model = build(card.variant, card.n_items)
+        model.load_state_dict(load_file(place / "weights.safetensors"))
+        model.scoring_seed = card.seed
+        return cls(model.to(device).eval(), Vocabulary.load(place / "vocabulary.parquet"), card)
+
+
+def read_card(place: Path) -> ModelCard:
+    """The card alone, without reading the weights."""
+    return ModelCard.model_validate(read_json(require(place, "train") / "config.json"))

@@ -1,0 +1,102 @@
+"""What every recommender is, and how one is built from its entry in `params.yaml`."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from noise2next.config import Variant
+from noise2next.data.queries import Queries
+from noise2next.errors import UserError
+
+
+class ModelConfig(BaseModel):
+    """A model's options: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands: finished epochs and finished batches. Survives a resume."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+class Recommender(nn.Module, ABC):
+    """Scores every item for a batch of histories. What is learned is a parameter or a buffer.
+
+    `Config` names the options; a constructor takes it and the number of items, opens no file and trains nothing.
+    """
+
+    Config: ClassVar[type[ModelConfig]]
+    scoring_seed: int = 0  # with a query's key it decides every draw of a stochastic `score`
+
+    @abstractmethod
+    def score(self, queries: Queries) -> Tensor:
+        """[B, I] float32, higher is better. Seen items are not masked here."""
+
+    def begin_scoring(self) -> None:
+        """Called once before a run of `score` calls on fixed weights: the place to precompute. Default: nothing."""
+
+
+class ClosedForm(Recommender):
+    """Learned in one pass over the training histories."""
+
+    @abstractmethod
+    def solve(self, train: Queries) -> None:
+        """Set the buffers from all training histories."""
+
+
+class Trainable(Recommender):
+    """Learned by gradient steps. `phases` are the optimisation steps per batch, in order; one for most models."""
+
+    phases: ClassVar[tuple[str, ...]] = ("train",)
+
+    def batches(self, train: Queries, size: int, order: torch.Generator) -> Iterator[Queries]:
+        """One epoch: every user once in random order, the last batch may be smaller. `order` lives on the CPU."""
+        users = torch.randperm(len(train), generator=order).to(train.device)
+        for chosen in torch.split(users, size):
+            yield train.select(chosen)
+
+    @abstractmethod
+    def loss(self, batch: Queries, phase: str, clock: Clock) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted; the loop minimises their sum."""
+
+    def trained_in(self, phase: str) -> Iterator[nn.Parameter]:
+        """The parameters that `phase` moves."""
+        yield from self.parameters()
+
+
+def model_class(address: str) -> type[Recommender]:
+    """The class at `package.module.Class`. Raises UserError for an address that is none."""
+    module_name, _, class_name = address.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"params.yaml: model {address!r} cannot be found: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Recommender)):
+        raise UserError(f"params.yaml: model {address!r} is not a Recommender")
+    return found
+
+
+def model_config(address: str, options: Mapping[str, Any]) -> ModelConfig:
+    """The checked options of the model at `address`. Raises UserError for an unknown key or a wrong value."""
+    try:
+        return model_class(address).Config.model_validate(dict(options))
+    except ValidationError as error:
+        faults = "; ".join(f"options.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UserError(f"params.yaml: {address}: {faults}") from error
+
+
+def build(variant: Variant, n_items: int) -> Recommender:
+    """A fresh model for `variant` over `n_items` items. Initial weights come from torch's global generator."""
+    return model_class(variant.model)(model_config(variant.model, variant.options), n_items)  # type: ignore[call-arg]

@@ -1,0 +1,1 @@
+"""MLflow lives here only: tracking, packaging, promotion."""

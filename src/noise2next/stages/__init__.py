@@ -1,0 +1,1 @@
+"""One plain function a step: read the workspace, call pure functions, write the workspace, return a report."""

@@ -1,0 +1,1 @@
+"""The one loop, its checkpoints, its seeds."""

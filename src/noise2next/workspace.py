@@ -1,0 +1,206 @@
+"""Where everything lies. The only module that spells paths; every output is a folder that appears whole or not at all.
+
+An output folder holds its files and `manifest.json` with the sha256 of each. It is written beside its place and moved
+in by rename, so a reader sees the old one, the new one, or none, never a mixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noise2next.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one dataset under `root`. Reads nothing, makes nothing, until asked."""
+
+    root: Path
+    dataset: str
+
+    # the project's own files
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def promotion_policy(self) -> Path:
+        return self.root / "mlflow" / "promotion.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def data_pointer(self) -> Path:
+        return self.root / "data.dvc"
+
+    @property
+    def tracking_store(self) -> Path:
+        """The local MLflow database, used where no tracking server is named."""
+        return self.root / "mlflow.db"
+
+    @property
+    def tracking_artifacts(self) -> Path:
+        return self.root / "mlartifacts"
+
+    # derived, one folder a step
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts" / self.dataset
+
+    @property
+    def ingested(self) -> Path:
+        """interactions.parquet, quarantine.parquet, report.json"""
+        return self.artifacts / "ingest"
+
+    @property
+    def validation(self) -> Path:
+        """report.json, docs/ (Great Expectations' data docs)"""
+        return self.artifacts / "validate"
+
+    @property
+    def prepared(self) -> Path:
+        """train.parquet, valid.parquet, test.parquet, users.parquet, items.parquet, report.json"""
+        return self.artifacts / "prepare"
+
+    def model(self, variant: str) -> Path:
+        """config.json, weights.safetensors, vocabulary.parquet, report.json"""
+        return self.artifacts / "train" / variant
+
+    def checkpoint(self, variant: str) -> Path:
+        """The state of an unfinished training run; gone when it is finished."""
+        return self.root / "artifacts" / self.dataset / "checkpoints" / variant
+
+    def evaluation(self, variant: str) -> Path:
+        """per_user.parquet, report.json"""
+        return self.artifacts / "evaluate" / variant
+
+    @property
+    def leaderboard(self) -> Path:
+        """leaderboard.json, leaderboard.html"""
+        return self.artifacts / "leaderboard"
+
+    @property
+    def registration(self) -> Path:
+        """report.json: the decision and why"""
+        return self.artifacts / "register"
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; on a clean exit it gets a manifest and takes `place`, else nothing has changed."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    fresh.chmod(0o755)
+    try:
+        yield fresh
+        _write_manifest(fresh)
+        with _locked(place):
+            _swap(fresh, place)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace one file: a reader sees the old bytes or the new, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.replace(name, path)
+        _sync_folder(path.parent)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Replace one file by `document`, keys sorted, so that equal documents are equal bytes."""
+    write_atomically(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The document in one file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def require(place: Path, made_by: str) -> Path:
+    """`place`, or a UserError that names the command which makes it."""
+    if not (place / MANIFEST).is_file():
+        raise UserError(f"{place}: not there yet; `noise2next {made_by}` makes it")
+    return place
+
+
+def verify(place: Path) -> dict[str, str]:
+    """The manifest of an output folder after hashing each file again. Raises UserError where one differs."""
+    listed: dict[str, str] = read_json(place / MANIFEST)["files"]
+    for name, recorded in listed.items():
+        path = place / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing, though {MANIFEST} lists it; make the folder again")
+        if sha256(path) != recorded:
+            raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}; make the folder again")
+    return listed
+
+
+def digest(place: Path) -> str:
+    """One hash for an output folder's content, from its manifest."""
+    listed: dict[str, str] = read_json(place / MANIFEST)["files"]
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    write_json(folder / MANIFEST, {"files": {path.relative_to(folder).as_posix(): sha256(path) for path in files}})
+
+
+def _swap(fresh: Path, place: Path) -> None:
+    if place.exists():
+        retired = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        os.replace(place, retired)
+        os.replace(fresh, place)
+        shutil.rmtree(retired)
+    else:
+        os.replace(fresh, place)
+    _sync_folder(place.parent)
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """One writer at a time for `place`, also across processes."""
+    with (place.parent / f".{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
