@@ -41,6 +41,8 @@ class Frozen(BaseModel):
 
 
 class SplitBase(Frozen):
+    """What every split says beside its kind."""
+
     history: Literal["train", "train+valid"] = "train+valid"  # what a model may read of a user at test time
     mask_seen: bool = True  # leave what a user has seen out of the ranking
 
@@ -80,6 +82,8 @@ SplitConfig = Annotated[OfficialSplit | PerUserRatio | LeaveOneOut | GlobalTime,
 
 
 class UniformWeights(Frozen):
+    """Every interaction counts one."""
+
     kind: Literal["uniform"] = "uniform"
 
 
@@ -198,6 +202,8 @@ class TrainerConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
+    """How models are judged."""
+
     cutoffs: tuple[PositiveInt, ...] = (10, 20, 50, 100)
     bootstrap_samples: PositiveInt = 1000
     confidence: Share = 0.95
@@ -215,6 +221,8 @@ class Variant(Frozen):
 
 
 class Params(Frozen):
+    """The whole of params.yaml."""
+
     seed: Annotated[int, Field(ge=0)] = 1
     engine: Literal["duckdb", "spark"] = "duckdb"
     datasets: Mapping[str, Dataset]

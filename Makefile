@@ -1,0 +1,65 @@
+# Eight commands. `run` and `test` do all the set-up by themselves and are quick when it is done.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+comma  := ,
+BIN    := $(VENV)/bin
+# Spark is tried where there is a Java for it.
+EXTRAS := $(if $(shell command -v java),dev$(comma)spark,dev)
+
+export DAGSTER_DISABLE_TELEMETRY := yes
+export MLFLOW_DISABLE_TELEMETRY := true
+export GX_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test ui lint types bench results clean
+
+help:  ## show these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: $(VENV)/.run  ## set up, then take the sample log to a champion in the registry
+	@test -f data/sample/interactions.csv || $(BIN)/noise2next datasets sample
+	@$(BIN)/noise2next run --dataset sample
+
+test: $(VENV)/.dev  ## set up, then run the whole test suite
+	@$(BIN)/pytest -q
+
+lint: $(VENV)/.dev  ## style, import arrows, workflows
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --offline --quiet .github/workflows
+
+types: $(VENV)/.dev  ## mypy, strict
+	@$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## measure speed and scale again, and write benchmarks/*.md
+	@$(BIN)/python benchmarks/speed.py
+	@$(BIN)/python benchmarks/latency.py
+	@$(BIN)/python benchmarks/scale.py
+
+results: $(VENV)/.dev  ## train the rows of docs/results again (hours on a CPU; goes on where it stopped)
+	@$(BIN)/python benchmarks/parity.py
+
+clean:  ## remove everything derived; data and the environment stay
+	@rm -rf artifacts mlflow.db mlartifacts .dagster
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "noise2next needs Python 3.11; name yours: make PYTHON=/path/to/python3.11 run" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "setting up $(VENV): a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "adding the tools for tests"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,414 @@
+"""The command line: one command a stage, and `run` for the whole way. Each calls `stages.<name>` and prints its report.
+
+With `--json` standard output carries one JSON document and nothing else; logs and progress go to standard error.
+Exit codes: 0 done, 2 something the person can mend (one sentence on standard error), 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from noise2next.config import Params, Settings, load_params
+from noise2next.errors import UserError
+from noise2next.workspace import Workspace
+
+if TYPE_CHECKING:
+    from noise2next.config import Frozen
+
+app = typer.Typer(
+    help="Diffusion recommenders, from a raw interaction log to a promoted model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+datasets = typer.Typer(help="Take logs in: add your own, fetch a public one, write the sample.", no_args_is_help=True)
+app.add_typer(datasets, name="datasets")
+
+DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="A dataset's name in params.yaml.")]
+VariantName = Annotated[str, typer.Option("--variant", "-v", help="A variant's name in params.yaml.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of params.yaml, as trainer.epochs=5.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+class LogFormat(StrEnum):
+    """How `datasets add` may be told to read a log."""
+
+    delimited = "delimited"
+    json = "json"
+    parquet = "parquet"
+    sequences = "sequences"
+    diffrec = "diffrec"
+    diffurec = "diffurec"
+
+
+class SplitKind(StrEnum):
+    """The splits by name."""
+
+    official = "official"
+    per_user_ratio = "per_user_ratio"
+    leave_one_out = "leave_one_out"
+    global_time = "global_time"
+    random = "random"
+
+
+class PublicDataset(StrEnum):
+    """What `datasets fetch` knows."""
+
+    ml_100k = "ml-100k"
+    ml_1m = "ml-1m"
+    ml_latest_small = "ml-latest-small"
+
+
+def main() -> None:
+    """The entry point: a UserError becomes one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+# --- the whole way ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    dataset: DatasetName = "sample",
+    variants: Annotated[
+        str | None, typer.Option(help="Names with commas between; all that the dataset allows when left out.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """From the raw log to a champion in the registry: every stage in turn, then the leaderboard."""
+    from noise2next.stages import pipeline
+
+    params, space, settings = _open(dataset, overrides)
+    names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
+    report = pipeline.run(params, space, settings, names, progress=_interactive() and not as_json)
+    if as_json:
+        _print_json(report)
+        return
+    _print_leaderboard(report.leaderboard)
+    out = Console()
+    for name, reason in report.skipped.items():
+        out.print(f"left out: {name}: {reason}", highlight=False)
+    out.print(f"[bold]{_plain(report.registration.summary)}[/]", highlight=False, soft_wrap=True)
+    out.print(f"leaderboard page: {report.leaderboard_page}", highlight=False, soft_wrap=True)
+
+
+# --- one command a stage ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def ingest(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Read the raw log; put what cannot be read into quarantine, with line and reason."""
+    from noise2next.stages import ingest as stage
+
+    params, space, _ = _open(dataset, overrides)
+    _show(stage.run(params, space), as_json)
+
+
+@app.command()
+def validate(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Hold the ingested log against its contract; a breach stops here with exit code 2."""
+    from noise2next.stages import validate as stage
+
+    params, space, _ = _open(dataset, overrides)
+    _show(stage.run(params, space), as_json)
+
+
+@app.command()
+def prepare(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Filter, order, split and index; check that nothing leaks from the future."""
+    from noise2next.stages import prepare as stage
+
+    params, space, _ = _open(dataset, overrides)
+    _show(stage.run(params, space), as_json)
+
+
+@app.command()
+def train(
+    variant: VariantName,
+    dataset: DatasetName = "sample",
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Train one variant; an interrupted run goes on where it was, a finished one is not repeated."""
+    from noise2next.stages import train as stage
+
+    params, space, settings = _open(dataset, overrides)
+    _show(stage.run(params, space, settings, variant, progress=_interactive() and not as_json), as_json)
+
+
+@app.command()
+def evaluate(
+    variant: VariantName,
+    dataset: DatasetName = "sample",
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Judge one trained variant on validation and test by full ranking."""
+    from noise2next.stages import evaluate as stage
+
+    params, space, settings = _open(dataset, overrides)
+    _show(stage.run(params, space, settings, variant), as_json)
+
+
+@app.command()
+def leaderboard(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """What beat what, with intervals; also written as a page."""
+    from noise2next.stages import leaderboard as stage
+
+    params, space, _ = _open(dataset, overrides)
+    report = stage.run(params, space)
+    if as_json:
+        _print_json(report)
+        return
+    _print_leaderboard(report)
+    Console().print(f"page: {space.leaderboard / 'leaderboard.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def register(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Offer the best variant (by validation) as challenger; the gate decides on the champion."""
+    from noise2next.stages import register as stage
+
+    params, space, settings = _open(dataset, overrides)
+    _show(stage.run(params, space, settings), as_json)
+
+
+@app.command()
+def recommend(
+    dataset: DatasetName = "sample",
+    user: Annotated[str | None, typer.Option(help="A user's id in the log.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Item ids with commas between, oldest first: any history.")
+    ] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Every user, into the file --out.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The Parquet file for --all.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    variant: Annotated[str | None, typer.Option("--variant", "-v", help="A trained variant, not the champion.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Recommend to a known user, to any history, or to everyone; from the champion unless a variant is named."""
+    if sum((user is not None, history is not None, everyone)) != 1:
+        raise UserError("recommend: give exactly one of --user ID, --history ID,ID,... and --all")
+    if everyone != (out is not None):
+        raise UserError("recommend: --all and --out FILE.parquet go together")
+    from noise2next.stages import recommend as stage
+
+    params, space, settings = _open(dataset, overrides)
+    report: Frozen
+    if user is not None:
+        report = stage.for_user(params, space, settings, user, k, variant)
+    elif history is not None:
+        items = [item.strip() for item in history.split(",") if item.strip()]
+        report = stage.for_history(params, space, settings, items, k, variant)
+    else:
+        assert out is not None
+        report = stage.for_all(params, space, settings, out, k, variant)
+    _show(report, as_json)
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+@datasets.command("add")
+def datasets_add(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    path: Annotated[Path, typer.Argument(help="The log: a file as its publisher ships it, or a folder of such files.")],
+    log_format: Annotated[LogFormat | None, typer.Option("--format", help="Found by looking unless named.")] = None,
+    user: Annotated[str | None, typer.Option(help="Column of user ids (a number in files without header).")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    rating: Annotated[str | None, typer.Option(help="Column of ratings.")] = None,
+    time_unit: Annotated[str | None, typer.Option(help="s, ms, us, iso or order.")] = None,
+    positive: Annotated[str | None, typer.Option(help="What counts as liking, as 'rating >= 4'.")] = None,
+    split: Annotated[SplitKind | None, typer.Option(help="How to cut into train, validation and test.")] = None,
+    k_core: Annotated[int | None, typer.Option(min=1, help="Least interactions a user and an item keep.")] = None,
+    member: Annotated[str | None, typer.Option(help="The log's name inside a zip.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a log into data/, version it with DVC and write its entry into params.yaml."""
+    from noise2next.stages import datasets as stage
+
+    _log()
+    report = stage.add(
+        Settings().root,
+        name,
+        path,
+        format=log_format.value if log_format else None,
+        user=user,
+        item=item,
+        time=time,
+        rating=rating,
+        time_unit=time_unit,
+        positive=positive,
+        split=split.value if split else None,
+        k_core=k_core,
+        member=member,
+    )
+    _show(report, as_json)
+
+
+@datasets.command("fetch")
+def datasets_fetch(
+    name: PublicDataset,
+    as_json: AsJson = False,
+) -> None:
+    """Download a public log from its publisher: licence shown, checksum checked, kept in a cache."""
+    from noise2next.stages import datasets as stage
+
+    _log()
+    _show(stage.fetch(Settings().root, name.value), as_json)
+
+
+@datasets.command("sample")
+def datasets_sample(
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bytes.")] = 1, as_json: AsJson = False
+) -> None:
+    """Write the generated sample log: about 1,000 users, 600 items, 60,000 interactions."""
+    from noise2next.stages import datasets as stage
+
+    _log()
+    _show(stage.sample(Settings().root, seed), as_json)
+
+
+@datasets.command("list")
+def datasets_list(as_json: AsJson = False) -> None:
+    """The datasets of params.yaml."""
+    params = load_params(Workspace(Settings().root, "").params)
+    entries = {name: one.model_dump(mode="json", exclude={"presets"}) for name, one in params.datasets.items()}
+    if as_json:
+        sys.stdout.write(json.dumps(entries, indent=2) + "\n")
+        return
+    table = Table("dataset", "path", "format", "clock", "positive", "k-core", "split", box=None, pad_edge=False)
+    for name, one in params.datasets.items():
+        clock = one.time_unit or "none"
+        table.add_row(name, one.path, one.format, clock, one.positive or "all", str(one.k_core), one.split.kind)
+    Console().print(table)
+
+
+# --- what the person sees ---------------------------------------------------------------------------------------------
+
+
+def _open(dataset: str, overrides: Sequence[str]) -> tuple[Params, Workspace, Settings]:
+    _log()
+    settings = Settings()
+    space = Workspace(settings.root, dataset)
+    params = load_params(space.params, overrides)
+    params.dataset(dataset)
+    return params, space, settings
+
+
+def _log() -> None:
+    """Logs on standard error: with colours on a terminal, plain lines elsewhere."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S", markup=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("noise2next").setLevel(logging.INFO)
+
+
+def _interactive() -> bool:
+    return sys.stderr.isatty()
+
+
+def _print_json(report: Frozen) -> None:
+    sys.stdout.write(json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
+
+
+def _show(report: Frozen, as_json: bool) -> None:
+    if as_json:
+        _print_json(report)
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in report.model_dump(mode="json").items():
+        table.add_row(key.replace("_", " "), _plain(_cell(value)))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    """A report's value for reading: numbers with separators, mappings as `key value`, long lists cut."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            return ", ".join(f"{key} {_cell(one)}" for key, one in value.items()) or "none"
+        case list():
+            shown = [_cell(one) for one in value[:20]] + (["..."] if len(value) > 20 else [])
+            return ", ".join(shown) or "none"
+        case _:
+            return str(value)
+
+
+def _plain(text: str) -> str:
+    """Keep rich from reading square brackets as markup."""
+    return text.replace("[", r"\[")
+
+
+def _print_leaderboard(report: Any) -> None:
+    """Rows best first; the main metric with its interval."""
+    mask = "seen items left out" if report.mask_seen else "seen items stay in"
+    Console().print(
+        f"[bold]{report.dataset}[/]: split {report.split}, history {report.history}, {mask}, {report.users:,} users",
+        highlight=False,
+    )
+    columns = [name for name in report.rows[0].metrics if name in _SHOWN] if report.rows else []
+    table = Table("", "variant", *columns, "coverage@20", "train s", box=None, pad_edge=False)
+    for place, row in enumerate(report.rows, 1):
+        cells = [
+            f"{row.metrics[name].mean:.4f} [dim]({row.metrics[name].low:.4f} to {row.metrics[name].high:.4f})[/]"
+            if name == report.main_metric
+            else f"{row.metrics[name].mean:.4f}"
+            for name in columns
+        ]
+        style = "bold" if row.variant == report.chosen else None
+        table.add_row(
+            str(place),
+            row.variant,
+            *cells,
+            f"{row.lists['coverage@20']:.3f}",
+            f"{row.seconds_training:.1f}",
+            style=style,
+        )
+    Console().print(table)
+    for note in report.notes:
+        Console().print(f"- {_plain(note)}", highlight=False)
+
+
+_SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "mrr@20", "hit_rate@20")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The whole way in one call: each stage in its order, each variant in turn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from noise2next.config import Frozen, Params, Settings
+from noise2next.data.weighting import refusal
+from noise2next.errors import UserError
+from noise2next.evaluation.report import LeaderboardReport
+from noise2next.models.base import model_config
+from noise2next.stages import evaluate, ingest, leaderboard, prepare, register, train, validate
+from noise2next.stages.register import RegistrationReport
+from noise2next.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+class PipelineReport(Frozen):
+    """What the run ended with."""
+
+    dataset: str
+    trained: list[str]
+    skipped: dict[str, str]  # variant: why this dataset cannot have it
+    leaderboard: LeaderboardReport
+    leaderboard_page: str
+    registration: RegistrationReport
+
+
+def run(
+    params: Params, space: Workspace, settings: Settings, variants: Sequence[str] | None, progress: bool = False
+) -> PipelineReport:
+    """Every stage for `space.dataset`; `variants` None means all that the dataset allows.
+
+    Raises UserError before anything is done when a variant is unknown, misconfigured, or named against its needs.
+    """
+    chosen, skipped = choose(params, space.dataset, variants)
+    log.info("%s: %s", space.dataset, ", ".join(chosen))
+    ingest.run(params, space)
+    validate.run(params, space)
+    prepare.run(params, space)
+    for name in chosen:
+        train.run(params, space, settings, name, progress)
+        evaluate.run(params, space, settings, name)
+    board = leaderboard.run(params, space)
+    registration = register.run(params, space, settings)
+    page = str(space.leaderboard / "leaderboard.html")
+    return PipelineReport(
+        dataset=space.dataset,
+        trained=chosen,
+        skipped=skipped,
+        leaderboard=board,
+        leaderboard_page=page,
+        registration=registration,
+    )
+
+
+def choose(params: Params, dataset: str, variants: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """The variants to train, with their options checked, and those left out with the reason."""
+    has_clock = params.dataset(dataset).has_clock
+    chosen: list[str] = []
+    skipped: dict[str, str] = {}
+    for name in params.variants if variants is None else variants:
+        variant = params.variant(name, dataset)
+        model_config(variant.model, variant.options)
+        reason = refusal(variant.weighting, has_clock)
+        if reason is None:
+            chosen.append(name)
+        elif variants is None:
+            skipped[name] = reason
+        else:
+            raise UserError(f"{dataset}: variant {name!r} cannot be trained on it: {reason}")
+    if not chosen:
+        raise UserError(f"{dataset}: no variant to train; name some with --variants or add them to params.yaml")
+    return chosen, skipped
