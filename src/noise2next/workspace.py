@@ -103,14 +103,18 @@ class Workspace:
 def writing(place: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it gets a manifest and takes `place`, else nothing has changed."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    fresh.chmod(0o755)
+    with _locked(place):
+        _sweep(place)
+        fresh = _fresh(place)
+        held = os.open(fresh, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)  # tells a sweep that its writer lives
     try:
         yield fresh
         _write_manifest(fresh)
         with _locked(place):
             _swap(fresh, place)
     finally:
+        os.close(held)
         shutil.rmtree(fresh, ignore_errors=True)
 
 
@@ -181,13 +185,35 @@ def _write_manifest(folder: Path) -> None:
 
 def _swap(fresh: Path, place: Path) -> None:
     if place.exists():
-        retired = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        retired = _fresh(place)
         os.replace(place, retired)
         os.replace(fresh, place)
         shutil.rmtree(retired)
     else:
         os.replace(fresh, place)
     _sync_folder(place.parent)
+
+
+def _fresh(place: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    folder.chmod(0o755)
+    return folder
+
+
+def _sweep(place: Path) -> None:
+    """Remove what killed writers of `place` left behind: folders that no living process holds."""
+    for left in place.parent.glob(f".{place.name}-*"):
+        if not left.is_dir():
+            continue
+        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(left)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,115 @@
+"""params.yaml is refused with the place and the remedy, and laid together as a dataset wants it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from noise2next.config import Params, load_params, parse_threshold
+from noise2next.errors import UserError
+
+MINIMAL = """
+datasets:
+  shop:
+    path: shop/log.csv
+    format: delimited
+    columns: {user: u, item: i, time: t, rating: r}
+    time_unit: s
+    presets:
+      net: {options: {steps: 3}, trainer: {epochs: 2}, weighting: {kind: linear, low: 0.5, high: 1.0}}
+variants:
+  net: {model: a.B, options: {steps: 5, width: 7}, trainer: {epochs: 9, batch_size: 4}}
+"""
+
+
+@pytest.fixture
+def params_file(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_a_preset_replaces_only_the_keys_it_names(params_file):
+    variant = load_params(params_file).variant("net", "shop")
+    assert variant.options == {"steps": 3, "width": 7}
+    assert variant.trainer == {"epochs": 2, "batch_size": 4}
+    assert variant.weighting.kind == "linear"
+    assert variant.name == "net"
+
+
+def test_an_override_reaches_a_nested_key(params_file):
+    params = load_params(params_file, ["trainer.patience=3", "datasets.shop.split.kind=leave_one_out"])
+    assert params.trainer.patience == 3
+    assert params.dataset("shop").split.kind == "leave_one_out"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("path: shop/log.csv", "path: shop/log.csv\n    colour: red", "datasets.shop.colour: unknown key"),
+        ("format: delimited", "format: papyrus", "datasets.shop.format"),
+        ("epochs: 9", "epochs: 0", "epochs"),
+        ("epochs: 9", "epoch: 9", "epoch"),
+        ("net: {options", "nett: {options", "unknown variant 'nett'"),
+        ("low: 0.5", "low: 1.5", "low 1.5 is above high 1.0"),
+        ("time_unit: s", "positive: liked", "is not of the form"),
+        ("time_unit: s", "max_bad_share: 2", "max_bad_share"),
+        ("time_unit: s", "k_core: 2", "global_time needs a clock"),
+        ("  shop:", "  Shop Nr 1:", "not a usable name"),
+    ],
+)
+def test_a_wrong_entry_is_refused_by_its_place(params_file, old, new, place):
+    text = params_file.read_text()
+    assert old in text
+    params_file.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=re.escape(place)) as refusal:
+        load_params(params_file)
+    assert str(params_file) in str(refusal.value)
+
+
+@pytest.mark.parametrize("broken", ["a: [1", "a: 1\na: 2", "- 1\n- 2", "\x00", ""])
+def test_what_is_not_a_mapping_in_yaml_is_refused(tmp_path, broken):
+    path = tmp_path / "params.yaml"
+    path.write_text(broken)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_params(path)
+
+
+def test_a_missing_file_names_the_remedy(tmp_path):
+    with pytest.raises(UserError, match="NOISE2NEXT_ROOT"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.epochs", "=3", "seed.deeper=1", "trainer.epochs=[", "trainer.nonsense=1"]
+)
+def test_a_bad_override_is_refused(params_file, override):
+    with pytest.raises(UserError):
+        load_params(params_file, ["seed=1", override])
+
+
+def test_unknown_names_are_answered_with_the_known_ones(params_file):
+    params = load_params(params_file)
+    with pytest.raises(UserError, match="it has shop"):
+        params.dataset("market")
+    with pytest.raises(UserError, match="it has net"):
+        params.variant("web", "shop")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("rating >= 4", (">=", 4.0)), ("rating>3.5", (">", 3.5)), (" rating == 1 ", ("==", 1.0))]
+)
+def test_a_threshold_is_a_comparison_of_the_rating(text, found):
+    assert parse_threshold(text) == found
+
+
+def test_configuration_cannot_be_changed_after_reading(params_file):
+    params = load_params(params_file)
+    with pytest.raises(ValueError, match="frozen"):
+        params.seed = 2
+
+
+def test_the_projects_own_params_name_the_entries_of_the_backbone(repository: Path):
+    params = load_params(repository / "params.yaml")
+    assert isinstance(params, Params)
+    assert set(params.variants) >= {"most_pop", "recent_pop", "item_knn", "ease", "t_ease", "diffrec", "t_diffrec"}
