@@ -75,7 +75,17 @@ class GlobalTime(SplitBase):
     test: Share = 0.1
 
 
-SplitConfig = Annotated[OfficialSplit | PerUserRatio | LeaveOneOut | GlobalTime, Field(discriminator="kind")]
+class RandomRatio(SplitBase):
+    """Shares of each user's history drawn by the seed: for a log without any time, and no honest look at the future."""
+
+    kind: Literal["random"] = "random"
+    valid: Share = 0.1
+    test: Share = 0.2
+
+
+SplitConfig = Annotated[
+    OfficialSplit | PerUserRatio | LeaveOneOut | GlobalTime | RandomRatio, Field(discriminator="kind")
+]
 
 
 # --- time weights -----------------------------------------------------------------------------------------------------
