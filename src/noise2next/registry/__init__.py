@@ -1,1 +1,7 @@
-"""MLflow lives here only: tracking, packaging, promotion."""
+"""MLflow: tracking, packages, promotion. The only place that imports it."""
+
+import os
+
+# Read by mlflow when it is imported: nothing about this machine leaves it.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
