@@ -59,7 +59,9 @@ class Queries:
 
     def rows(self) -> Tensor:
         """[n], the place in the batch of each interaction"""
-        return torch.repeat_interleave(torch.arange(len(self), device=self.device), self.lengths, output_size=len(self.items))
+        return torch.repeat_interleave(
+            torch.arange(len(self), device=self.device), self.lengths, output_size=len(self.items)
+        )
 
     def select(self, users: Tensor) -> Queries:
         """The histories at `users` [b], in that order."""
@@ -77,11 +79,16 @@ class Queries:
         dense.scatter_reduce_(0, place, self.weights, reduce="amax")
         return dense.view(len(self), self.n_items)
 
-    def csr(self) -> Tensor:
-        """`multi_hot` as a sparse CSR tensor [B, I]: repeats folded the same way."""
+    def folded(self) -> Queries:
+        """The same histories with each item once, by item, its largest weight kept, times left out."""
         place, inverse = torch.unique(self.rows() * self.n_items + self.items, return_inverse=True)
         weights = self.weights.new_zeros(len(place)).scatter_reduce_(0, inverse, self.weights, reduce="amax")
-        rows = place // self.n_items
         indptr = torch.zeros(len(self) + 1, dtype=torch.int64, device=self.device)
-        indptr[1:] = torch.bincount(rows, minlength=len(self)).cumsum(0)
-        return torch.sparse_csr_tensor(indptr, place % self.n_items, weights, (len(self), self.n_items), check_invariants=False)
+        indptr[1:] = torch.bincount(place // self.n_items, minlength=len(self)).cumsum(0)
+        return Queries(indptr, place % self.n_items, weights, None, self.keys, self.n_items)
+
+    def csr(self) -> Tensor:
+        """`multi_hot` as a sparse CSR tensor [B, I]: repeats folded the same way."""
+        once = self.folded()
+        shape = (len(self), self.n_items)
+        return torch.sparse_csr_tensor(once.indptr, once.items, once.weights, shape, check_invariants=False)

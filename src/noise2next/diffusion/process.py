@@ -1,0 +1,86 @@
+"""Gaussian diffusion: noising, reverse means and loss weights for a fixed variance schedule."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Parameterisation = Literal["x0", "eps"]  # what a network predicts: the clean value, or the noise in x_t
+
+
+class GaussianDiffusion(nn.Module):
+    """The forward and reverse process of T steps, t = 0..T-1, over values of any shape [B, ...]; knows no network.
+
+    Tables [T] are float64, made from the betas and kept out of checkpoints; a row is cast when it meets a value.
+    abar_{-1} = 1, so the reverse step at t = 0 returns the predicted x_0 itself.
+    """
+
+    signal: Tensor  # sqrt(abar_t)
+    noise: Tensor  # sqrt(1 - abar_t)
+    to_clean: Tensor  # the posterior mean's share of x_0
+    to_noisy: Tensor  # the posterior mean's share of x_t
+    variance: Tensor  # of q(x_{t-1} | x_t, x_0); zero at t = 0
+    log_variance: Tensor  # its logarithm, the entry at t = 0 replaced by the one at t = 1
+    snr: Tensor  # abar_t / (1 - abar_t)
+    weight_x0: Tensor
+    weight_eps: Tensor
+
+    def __init__(self, betas: Tensor) -> None:
+        """betas [T], T >= 2, as `schedule.betas` gives them."""
+        super().__init__()
+        if len(betas) < 2:
+            raise ValueError(f"a diffusion process needs at least 2 steps, not {len(betas)}")
+        betas = betas.double()
+        kept = torch.cumprod(1 - betas, dim=0)
+        before = torch.cat([kept.new_ones(1), kept[:-1]])
+        variance = betas * (1 - before) / (1 - kept)
+        snr = kept / (1 - kept)
+        self.steps = len(betas)
+        self._table("signal", kept.sqrt())
+        self._table("noise", (1 - kept).sqrt())
+        self._table("to_clean", betas * before.sqrt() / (1 - kept))
+        self._table("to_noisy", (1 - before) * (1 - betas).sqrt() / (1 - kept))
+        self._table("variance", variance)
+        self._table("log_variance", torch.cat([variance[1:2], variance[1:]]).log())
+        self._table("snr", snr)
+        # DiffRec equation 10 without its half and its sum over items, as in the authors' code; t = 0: plain error.
+        self._table("weight_x0", torch.cat([snr.new_ones(1), snr[:-1] - snr[1:]]))
+        # The same terms in the noise's error; at t = 0 half the error of x_0, which is (1/abar_0 - 1) times the noise's.
+        first = (1 / kept[:1] - 1) / 2
+        self._table("weight_eps", torch.cat([first, ((1 - kept) / ((1 - before).square() * (1 - betas)))[1:]]))
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0) for standard normal `noise`: x0 [B, ...], t [B]."""
+        return torch.addcmul(_at(self.signal, t, x0) * x0, _at(self.noise, t, x0), noise)
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Mean of q(x_{t-1} | x_t, x_0), with a prediction in the place of x0."""
+        return _at(self.to_clean, t, x0) * x0 + _at(self.to_noisy, t, x0) * x_t
+
+    def posterior_sample(self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Draw x_{t-1} from q(x_{t-1} | x_t, x_0) with standard normal `noise`, which counts nothing at t = 0."""
+        return self.posterior_mean(x0, x_t, t) + _at(self.variance, t, x0).sqrt() * noise
+
+    def clean_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The x_0 that `noise` has turned into x_t."""
+        return (x_t - _at(self.noise, t, x_t) * noise) / _at(self.signal, t, x_t)
+
+    def reverse_shares(self, parameterisation: Parameterisation) -> tuple[Tensor, Tensor]:
+        """(a, c), each [T] float64, with which the reverse mean is a_t x_t + c_t f for a network's output f."""
+        if parameterisation == "x0":
+            return self.to_noisy, self.to_clean
+        return self.to_noisy + self.to_clean / self.signal, -self.to_clean * self.noise / self.signal
+
+    def loss_weight(self, parameterisation: Parameterisation, t: Tensor) -> Tensor:
+        """[B] float32: what the mean squared error at step t counts, SNR(t-1) - SNR(t) for x0."""
+        return (self.weight_x0 if parameterisation == "x0" else self.weight_eps)[t].float()
+
+    def _table(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values, persistent=False)
+
+
+def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """table[t] as [B, 1, ...], in the precision of `like`."""
+    return table[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))

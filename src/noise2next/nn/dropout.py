@@ -1,0 +1,31 @@
+"""Dropout whose mask costs a sixth of a Bernoulli draw: 16 random bits an element instead of a generator call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_LEVELS = 1 << 16
+
+
+class Dropout(nn.Module):
+    """Zero each element with probability `p`, exact to 2^-16, and scale the others by 1 / (1 - p); in training only.
+
+    One 64-bit draw from torch's generator decides four elements, each by 16 bits of its own, so they are independent.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.dropped = round(p * _LEVELS)  # of 2^16 values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape."""
+        if not self.training or self.dropped == 0:
+            return x
+        return x * self._kept(x) * (_LEVELS / (_LEVELS - self.dropped))
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """Boolean mask in the shape of `x`."""
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        lanes = words.view(torch.int16)[: x.numel()].view(x.shape)
+        return lanes >= self.dropped - _LEVELS // 2

@@ -1,0 +1,75 @@
+"""The denoiser of DiffRec: a multi-layer perceptron over a whole row of items and the step (Wang et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noise2next.nn.dropout import Dropout
+from noise2next.nn.time_embedding import step_embedding
+
+
+class Denoiser(nn.Module):
+    """tanh layers from a row x_t [B, I] and its step t to a row [B, I].
+
+    `hidden` (h1, ..., hk) is read as the authors read `dims`: widths I + d -> hk -> ... -> h1 -> ... -> hk -> I, with d
+    the size of the step embedding. The first layer of the concatenation [x, e(t)] is kept as two, one for each half, so the item
+    input needs no copy and is linear by itself: see `project`, `condition`, `inner`, `decode`, whose composition is
+    `forward`.
+    """
+
+    steps: Tensor
+
+    def __init__(
+        self, n_items: int, steps: int, hidden: Sequence[int], step_size: int, dropout: float, normalise: bool
+    ) -> None:
+        super().__init__()
+        widths = [*reversed(hidden), *hidden[1:]]
+        self.normalise = normalise
+        self.dropout = Dropout(dropout)
+        self.register_buffer("steps", step_embedding(torch.arange(steps), step_size).float(), persistent=False)
+        self.embedding = nn.Linear(step_size, step_size)
+        self.from_items = nn.Linear(n_items, widths[0], bias=False)
+        self.from_step = nn.Linear(step_size, widths[0])
+        self.middle = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.decode = nn.Linear(widths[-1], n_items)
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x [B, I], t [B] -> [B, I]: the clean row, or its noise, as the model wants it."""
+        if self.normalise:
+            x = F.normalize(x)
+        return self.decode(self.inner(self.project(self.dropout(x)) + self.condition(t)))
+
+    def project(self, x: Tensor) -> Tensor:
+        """The first layer's linear part of the items: [B, I] -> [B, H]."""
+        return self.from_items(x)
+
+    def condition(self, t: Tensor) -> Tensor:
+        """What the step adds to the first layer: t [B] -> [B, H]."""
+        return self.from_step(self.embedding(self.steps[t]))
+
+    def inner(self, first: Tensor) -> Tensor:
+        """From the first layer's sum [B, H] to the last hidden layer [B, H]."""
+        state = torch.tanh(first)
+        for layer in self.middle:
+            state = torch.tanh(layer(state))
+        return state
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Weights N(0, 2 / (fan in + fan out)), biases N(0, 0.001^2), as in the authors' code."""
+        for layer in self._linear_layers():
+            fan_out, fan_in = layer.weight.shape
+            if layer in (self.from_items, self.from_step):  # two halves of one layer
+                fan_in = self.from_items.in_features + self.from_step.in_features
+            layer.weight.normal_(0.0, (2 / (fan_in + fan_out)) ** 0.5)
+            if layer.bias is not None:
+                layer.bias.normal_(0.0, 0.001)
+
+    def _linear_layers(self) -> Iterable[nn.Linear]:
+        return (module for module in self.modules() if isinstance(module, nn.Linear))
