@@ -93,6 +93,10 @@ class Workspace:
         """leaderboard.json, leaderboard.html"""
         return self.artifacts / "leaderboard"
 
+    def package(self, version: str) -> Path:
+        """A registered model version, fetched from a registry on another machine."""
+        return self.artifacts / "packages" / version
+
     @property
     def registration(self) -> Path:
         """report.json: the decision and why"""

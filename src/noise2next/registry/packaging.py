@@ -1,0 +1,349 @@
+"""The package that is served: a model, everyone's known history, and answers it must give again.
+
+It is a folder for MLflow's pyfunc by models-from-code: no pickle, no cloudpickle. The code is the installed
+`noise2next`, pinned in the package's requirements; what lies in the folder is data:
+
+    manifest.json                    sha256 of every other file
+    MLmodel, requirements.txt, ...   MLflow's own
+    served.py                        a few lines that hand requests to `Package`
+    artifacts/package/
+      model/                         the trained artifact, as training wrote it
+      users.parquet                  raw user ids
+      histories.parquet              user, item, weight, time: what each user is known to have taken
+      golden.json                    some users' recommendations at packaging time
+      about.json                     dataset, split, and the newest training interaction
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
+from numpy.typing import NDArray
+
+from noise2next.config import Dataset, Frozen
+from noise2next.data.interactions import Interactions, Split
+from noise2next.data.queries import Queries
+from noise2next.data.vocabulary import Vocabulary, stable_key
+from noise2next.data.weighting import weigh
+from noise2next.errors import UserError
+from noise2next.models.artifact import Artifact
+from noise2next.nn.top_k import top_k
+from noise2next.workspace import read_json, require, verify, write_json, writing
+
+CONTENT = Path("artifacts") / "package"
+SCORES_BYTES = 64 << 20  # of one block of scores while everyone is answered
+GOLDEN_USERS = 20
+GOLDEN_K = 10
+GOLDEN_TOLERANCE = 1e-6  # of a score, relative above one
+REQUIREMENTS = ("noise2next", "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch")
+
+
+class About(Frozen):
+    """`about.json`: where the package comes from, besides the model's own card."""
+
+    dataset: str
+    split: str
+    history: str
+    trained_until: int | None  # microseconds since 1970 of the newest training interaction; None without a clock
+
+
+class Golden(Frozen):
+    """`golden.json`: the top 10 of some users, seen items left out."""
+
+    users: list[str]
+    items: list[list[str]]
+    scores: list[list[float]]
+
+
+class Answer(Frozen):
+    """What one query gets: raw item ids, best first."""
+
+    items: list[str]
+    scores: list[float]
+    known: int  # items of the history that the model knows; 0: the answer is the model's for an empty history
+    unknown: list[str]  # items of the history that it does not know
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model that answers raw ids: known users, and histories that no user in training had."""
+
+    artifact: Artifact
+    users: Vocabulary
+    histories: Interactions
+    about: About
+
+    @classmethod
+    def of(cls, artifact: Artifact, split: Split, dataset: Dataset) -> Package:
+        """From a trained model and the split it was trained on; a user's known history is all of the split."""
+        known = _all_known(split)
+        weighted = weigh(known, artifact.card.variant.weighting, dataset.has_clock)
+        clocked = dataset.has_clock and split.train.times is not None and len(split.train)
+        about = About(
+            dataset=artifact.card.dataset,
+            split=split.config.kind,
+            history=split.config.history,
+            trained_until=int(split.train.times.max()) if clocked and split.train.times is not None else None,
+        )
+        artifact.model.begin_scoring()
+        return cls(artifact, split.users, weighted, about)
+
+    @classmethod
+    def load(cls, content: Path, device: torch.device | str = "cpu") -> Package:
+        """From the folder `artifacts/package` of a verified package."""
+        artifact = Artifact.load(content / "model", device)
+        artifact.model.begin_scoring()
+        users = Vocabulary.load(content / "users.parquet")
+        return cls(
+            artifact,
+            users,
+            _read_histories(content / "histories.parquet", len(users)),
+            About.model_validate(read_json(content / "about.json")),
+        )
+
+    def for_users(self, users: Sequence[str], k: int, exclude_seen: bool = True) -> list[Answer]:
+        """One answer a user, from what is known of them. Raises UserError for a user who is not known."""
+        places, unknown = self.users.encode(users)
+        if unknown:
+            raise UserError(
+                f"user {unknown[0]!r} is not among the {len(self.users):,} users of dataset {self.about.dataset}; "
+                "give the user's items instead (--history ID,ID,... or the column `history`)"
+            )
+        queries = self._everyone.select(torch.from_numpy(places).to(self._device))
+        return self._answers(queries, k, exclude_seen, [[] for _ in users])
+
+    def for_histories(self, histories: Sequence[Sequence[str]], k: int, exclude_seen: bool = True) -> list[Answer]:
+        """One answer a history, oldest item first; nobody in training need have it. Unknown items are reported."""
+        encoded = [self.artifact.items.encode(history) for history in histories]
+        rows = np.repeat(np.arange(len(encoded)), [len(known) for known, _ in encoded])
+        items = np.concatenate([known for known, _ in encoded]) if encoded else np.zeros(0, dtype=np.int64)
+        bare = Interactions.of(rows, items, None, len(encoded))
+        weighting = self.artifact.card.variant.weighting
+        # weights by age have no age to go by: all of a bare history counts as now
+        weighted = bare if weighting.kind == "exponential" else weigh(bare, weighting, has_clock=False)
+        keys = np.asarray([stable_key("\n".join(history)) for history in histories], dtype=np.int64)
+        queries = Queries.of(weighted, len(self.artifact.items), keys, self._device)
+        return self._answers(queries, k, exclude_seen, [unknown for _, unknown in encoded])
+
+    def everyone(
+        self, k: int, exclude_seen: bool = True
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+        """Blocks of all users in order: users [b], items [b, k] as indices, scores [b, k], -inf where no item is left."""
+        size = max(1, SCORES_BYTES // (4 * max(1, len(self.artifact.items))))
+        for block in torch.split(torch.arange(len(self.users), device=self._device), size):
+            scores, items = self._rank(self._everyone.select(block), k, exclude_seen)
+            yield block.cpu().numpy(), items.cpu().numpy(), scores.cpu().numpy()
+
+    def golden(self) -> Golden:
+        """Recommendations of some users who have a history, spread over the vocabulary."""
+        active = np.flatnonzero(self.histories.lengths)
+        chosen = active[np.unique(np.linspace(0, len(active) - 1, min(GOLDEN_USERS, len(active))).astype(np.int64))]
+        users = [self.users.ids[user] for user in chosen]
+        answers = self.for_users(users, GOLDEN_K)
+        return Golden(users=users, items=[one.items for one in answers], scores=[one.scores for one in answers])
+
+    def latency_ms(self, times: int = 30) -> float:
+        """Median wall time of one bare history, in milliseconds, after three that warm up."""
+        active = np.flatnonzero(self.histories.lengths)[:times]
+        bounds = [slice(self.histories.indptr[user], self.histories.indptr[user + 1]) for user in active]
+        histories = [[self.artifact.items.ids[item] for item in self.histories.items[rows]] for rows in bounds]
+        for history in histories[:3]:
+            self.for_histories([history], GOLDEN_K)
+        spent = []
+        for history in histories:
+            start = time.perf_counter()
+            self.for_histories([history], GOLDEN_K)
+            spent.append(1000 * (time.perf_counter() - start))
+        return statistics.median(spent) if spent else math.nan
+
+    @cached_property
+    def _everyone(self) -> Queries:
+        return Queries.of(self.histories, len(self.artifact.items), self.users.keys, self._device)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        tensors = [*self.artifact.model.parameters(), *self.artifact.model.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @torch.inference_mode()
+    def _rank(self, queries: Queries, k: int, exclude_seen: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.artifact.model.score(queries)
+        if exclude_seen:
+            seen = (queries.rows(), queries.items)
+            scores = scores.index_put(seen, scores.new_tensor(-torch.inf))
+        return top_k(scores, k)
+
+    def _answers(self, queries: Queries, k: int, exclude_seen: bool, unknown: list[list[str]]) -> list[Answer]:
+        if not len(queries):
+            return []
+        scores, items = self._rank(queries, k, exclude_seen)
+        ids = self.artifact.items.ids
+        answers = []
+        rows = zip(scores.tolist(), items.tolist(), queries.lengths.tolist(), unknown, strict=True)
+        for row_scores, row_items, known, missing in rows:
+            left = sum(score > -math.inf for score in row_scores)
+            answers.append(
+                Answer(
+                    items=[ids[item] for item in row_items[:left]],
+                    scores=row_scores[:left],
+                    known=known,
+                    unknown=missing,
+                )
+            )
+        return answers
+
+
+def build(model: Path, split: Split, dataset: Dataset, place: Path, described: Model | None = None) -> Package:
+    """Write the package of the trained artifact in the folder `model` to `place`, whole or not at all."""
+    verify(require(model, "train"))
+    package = Package.of(Artifact.load(model), split, dataset)
+    with tempfile.TemporaryDirectory() as scratch, writing(place) as folder:
+        content = Path(scratch) / CONTENT.name
+        content.mkdir()
+        shutil.copytree(model, content / "model")
+        package.users.save(content / "users.parquet")
+        _write_histories(package.histories, content / "histories.parquet")
+        write_json(content / "golden.json", package.golden().model_dump(mode="json"))
+        write_json(content / "about.json", package.about.model_dump(mode="json"))
+        _save_pyfunc(folder, content, package, described or Model())
+    return package
+
+
+def check_golden(place: Path, device: torch.device | str = "cpu") -> Package:
+    """Load the package at `place` and ask its golden questions again. Raises UserError where an answer differs."""
+    content = place / CONTENT
+    package = Package.load(content, device)
+    golden = Golden.model_validate(read_json(content / "golden.json"))
+    for user, items, scores, answer in zip(
+        golden.users, golden.items, golden.scores, package.for_users(golden.users, GOLDEN_K), strict=True
+    ):
+        if answer.items != items or not np.allclose(
+            answer.scores, scores, rtol=GOLDEN_TOLERANCE, atol=GOLDEN_TOLERANCE
+        ):
+            raise UserError(
+                f"{place}: user {user!r} gets {answer.items[:3]}... and not {items[:3]}... as when it was packaged; "
+                "train and register again with the installed version"
+            )
+    return package
+
+
+def size_mb(place: Path) -> float:
+    """Of all files below `place`."""
+    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1e6
+
+
+# --- the pyfunc -------------------------------------------------------------------------------------------------------
+
+
+def answer_frame(package: Package, frame: pd.DataFrame, k: int, exclude_seen: bool) -> pd.DataFrame:
+    """One row a query: `history` (a list of raw item ids) is asked where a row has one, else `user_id`.
+
+    Raises UserError for an unknown user, and for a row with neither.
+    """
+    queries = [_query(row) for row in frame.to_dict("records")]
+    by_user = [place for place, (user, _) in enumerate(queries) if user is not None]
+    by_history = [place for place, (user, _) in enumerate(queries) if user is None]
+    answers = dict(zip(by_user, package.for_users([str(queries[p][0]) for p in by_user], k, exclude_seen), strict=True))
+    answers |= zip(by_history, package.for_histories([queries[p][1] for p in by_history], k, exclude_seen), strict=True)
+    return pd.DataFrame(
+        [answers[place].model_dump() for place in range(len(queries))], columns=list(Answer.model_fields)
+    )
+
+
+def _query(row: dict[str, object]) -> tuple[str | None, list[str]]:
+    """(user, []) or (None, history) of one row."""
+    history = row.get("history")
+    if isinstance(history, list | tuple | np.ndarray):
+        return None, [str(item) for item in history]
+    user = row.get("user_id")
+    if user is None or user is pd.NA or user != user:
+        raise UserError("a query needs a `user_id` or a `history`, a list of item ids; this one has neither")
+    return str(user), []
+
+
+def signature() -> ModelSignature:
+    """What the pyfunc takes and gives."""
+    text, number = DataType.string, DataType.double
+    return ModelSignature(
+        inputs=Schema([ColSpec(text, "user_id", required=False), ColSpec(Array(text), "history", required=False)]),
+        outputs=Schema(
+            [
+                ColSpec(Array(text), "items"),
+                ColSpec(Array(number), "scores"),
+                ColSpec(DataType.long, "known"),
+                ColSpec(Array(text), "unknown"),
+            ]
+        ),
+        params=ParamSchema(
+            [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, True)],
+        ),
+    )
+
+
+def _save_pyfunc(folder: Path, content: Path, package: Package, described: Model) -> None:
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(Path(__file__).with_name("served.py")),
+        artifacts={CONTENT.name: str(content)},
+        signature=signature(),
+        input_example=(_example(package), {"k": 10, "exclude_seen": True}),
+        pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
+        mlflow_model=described,
+    )
+
+
+def _example(package: Package) -> pd.DataFrame:
+    return pd.DataFrame({"history": [list(package.artifact.items.ids[:3])]})
+
+
+# --- histories --------------------------------------------------------------------------------------------------------
+
+
+def _all_known(split: Split) -> Interactions:
+    """Everything known of every user: train, valid and test of items that the model has, in order of time."""
+    known = split.train.followed_by(split.valid).followed_by(split.test)
+    keep = known.items >= 0
+    users, items = known.users[keep], known.items[keep]
+    times = None if known.times is None else known.times[keep]
+    if times is not None:  # an official split's parts need not follow each other in time
+        order = np.lexsort((times, users))
+        items, times = items[order], times[order]
+    return Interactions.of(users, items, times, known.n_users)
+
+
+def _write_histories(histories: Interactions, path: Path) -> None:
+    columns = {
+        "user": pa.array(histories.users.astype(np.int32)),
+        "item": pa.array(histories.items),
+        "weight": pa.array(histories.weights),
+    }
+    if histories.times is not None:
+        columns["time"] = pa.array(histories.times)
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _read_histories(path: Path, n_users: int) -> Interactions:
+    table = pq.read_table(path)
+    times = table.column("time").to_numpy() if "time" in table.column_names else None
+    found = Interactions.of(table.column("user").to_numpy(), table.column("item").to_numpy(), times, n_users)
+    return found.weighted(table.column("weight").to_numpy())
