@@ -1,0 +1,178 @@
+"""From an ingested log to a split over dense indices: threshold, repeats, k-core, parts, vocabularies.
+
+Written once in Ibis; DuckDB and Spark give the same bytes. Raw ids become whole numbers first, ordered as the
+vocabularies are, and everything after that is arithmetic on numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+from ibis.backends import BaseBackend
+
+from noise2next.config import Dataset, parse_threshold
+from noise2next.data.splitting import PARTS, Cuts, event_order, leakage, time_cuts, with_parts
+from noise2next.data.tables import stored, write_ordered
+from noise2next.errors import UserError
+
+COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "==": operator.eq}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` counted. rows: left after each filter, and in each part."""
+
+    rows: dict[str, int]
+    users: int
+    items: int
+    cuts: Cuts | None
+    unlearnable: dict[str, int]  # rows of an item that train has not
+    cold_users: dict[str, int]  # users to judge who have no training row
+    leakage: list[str]
+
+
+def prepare(
+    backend: BaseBackend, source: Path, dataset: Dataset, name: str, seed: int, folder: Path, scratch: Path
+) -> Prepared:
+    """Write train, valid, test, users and items (.parquet) of the log at `source` into `folder`.
+
+    Users are all that the filters leave; items are those of train. Parts are sorted by (user, time, row).
+    Raises UserError where a filter or the split leaves nothing.
+    """
+    raw = backend.read_parquet(source, table_name="ingested")
+    filtered = dataset.split.kind != "official"
+    chosen = _positive(raw, dataset.positive) if filtered and dataset.positive else raw
+    rows = {"ingested": _count(raw), "positive": _count(chosen)}
+    _refuse_nothing(rows["positive"], f"datasets.{name}.positive: no row has {dataset.positive}")
+
+    users = stored(_coded(chosen, "user"), scratch / "user_codes.parquet")
+    items = stored(_coded(chosen, "item"), scratch / "item_codes.parquet")
+    log = _in_codes(chosen, users, items, seed if dataset.split.kind == "random" else None)
+    log = stored(_folded(log, dataset.repeats) if filtered else log, scratch / "log.parquet")
+    rows["after_repeats"] = _count(log)
+
+    if filtered and dataset.k_core > 1:
+        log = stored(_core(log, dataset.k_core, scratch), scratch / "core.parquet")
+    rows["after_k_core"] = _count(log)
+    _refuse_nothing(
+        rows["after_k_core"],
+        f"datasets.{name}.k_core: no users and items have {dataset.k_core} rows each among {rows['after_repeats']}",
+    )
+
+    cuts = time_cuts(log, dataset.split) if dataset.split.kind == "global_time" else None
+    parts = stored(with_parts(log, dataset.split, cuts), scratch / "parts.parquet")
+    users = stored(_indexed(users, parts, "user"), scratch / "users.parquet")
+    items = stored(_indexed(items, parts.filter(parts["part"] == "train"), "item"), scratch / "items.parquet")
+    placed = stored(_placed(parts, users, items), scratch / "placed.parquet")
+
+    for part in PARTS:
+        rows[part] = _write_part(placed, part, folder / f"{part}.parquet", scratch / "ordered.parquet")
+        _refuse_nothing(
+            rows[part], f"datasets.{name}.split: {dataset.split.kind} leaves no row of {rows['after_k_core']} in {part}"
+        )
+    return Prepared(
+        rows,
+        _write_ids(users, folder / "users.parquet", scratch / "ordered.parquet"),
+        _write_ids(items, folder / "items.parquet", scratch / "ordered.parquet"),
+        cuts,
+        {part: _count(placed.filter(placed["part"] == part, placed["item"] < 0)) for part in PARTS[1:]},
+        {part: _count(_cold(placed, part)) for part in PARTS[1:]},
+        leakage(placed, dataset.split, cuts),
+    )
+
+
+def _positive(log: ir.Table, condition: str) -> ir.Table:
+    sign, threshold = parse_threshold(condition)
+    return log.filter(COMPARISONS[sign](log["rating"], threshold))
+
+
+def _coded(log: ir.Table, column: str) -> ir.Table:
+    """id, code: the distinct raw ids numbered in the vocabularies' order, shorter first, then by text."""
+    ids = log.select(id=log[column]).distinct()
+    return ids.mutate(code=ibis.row_number().over(order_by=[ids["id"].length(), ids["id"]]))
+
+
+def _in_codes(log: ir.Table, users: ir.Table, items: ir.Table, seed: int | None) -> ir.Table:
+    """The log with codes for raw ids; with a `seed` also `draw`, text that is random but for the seed and the ids."""
+    drawn = {} if seed is None else {"draw": (f"{seed}|" + log["user"] + "|" + log["item"]).hexdigest("md5")[:12]}
+    kept = [column for column in ("time", "split") if column in log.columns]
+    coded = log.select("user", "item", "row", *kept, **drawn)
+    coded = coded.join(users.select(user="id", user_code="code"), "user")
+    coded = coded.join(items.select(item="id", item_code="code"), "item")
+    return coded.select(user="user_code", item="item_code", **{one: coded[one] for one in ("row", *kept, *drawn)})
+
+
+def _folded(log: ir.Table, repeats: str) -> ir.Table:
+    """Of a user's returns to an item all, the first, or the last."""
+    if repeats == "keep":
+        return log
+    order = [log[column] if repeats == "first" else log[column].desc() for column in event_order(log)]
+    return log.filter(ibis.row_number().over(group_by=["user", "item"], order_by=order) == 0)
+
+
+def _core(log: ir.Table, k: int, scratch: Path) -> ir.Table:
+    """The rows left when users and items with fewer than `k` rows are taken out again and again until none is left.
+
+    The largest such set is one and the same in whatever order they go. Only who survives is stored in each round.
+    """
+    left, before, turn = log, -1, 0
+    while (rows := _count(left)) != before:
+        before, turn = rows, turn + 1
+        users = stored(_frequent(left, "user", k), scratch / f"core_users_{turn}.parquet")
+        items = stored(_frequent(left.semi_join(users, "user"), "item", k), scratch / f"core_items_{turn}.parquet")
+        left = log.semi_join(users, "user").semi_join(items, "item")
+    return left
+
+
+def _frequent(log: ir.Table, column: str, k: int) -> ir.Table:
+    counts = log.group_by(column).aggregate(n=log.count())
+    return counts.filter(counts["n"] >= k).select(column)
+
+
+def _indexed(ids: ir.Table, log: ir.Table, column: str) -> ir.Table:
+    """id, code, index: those of `ids` that occur in `log`, numbered from 0 in the same order."""
+    present = ids.semi_join(log.select(code=log[column]).distinct(), "code")
+    return present.mutate(index=ibis.row_number().over(order_by="code"))
+
+
+def _placed(parts: ir.Table, users: ir.Table, items: ir.Table) -> ir.Table:
+    """Codes replaced by indices; an item that train has not is -1."""
+    kept = [column for column in ("time", "row", "part") if column in parts.columns]
+    joined = parts.join(users.select(user="code", user_index="index"), "user")
+    joined = joined.left_join(items.select(item="code", item_index="index"), "item")
+    return joined.select(
+        user="user_index", item=joined["item_index"].fill_null(-1), **{one: joined[one] for one in kept}
+    )
+
+
+def _write_part(placed: ir.Table, part: str, path: Path, scratch: Path) -> int:
+    order = ["user", *event_order(placed)]
+    fields = [("user", pa.int32()), ("item", pa.int32()), *([("time", pa.int64())] if "time" in placed.columns else [])]
+    schema = pa.schema(fields)
+    return write_ordered(
+        placed.filter(placed["part"] == part).order_by(order).select(schema.names), schema, path, scratch
+    )
+
+
+def _write_ids(ids: ir.Table, path: Path, scratch: Path) -> int:
+    return write_ordered(ids.order_by("index").select("id"), pa.schema([("id", pa.string())]), path, scratch)
+
+
+def _cold(placed: ir.Table, part: str) -> ir.Table:
+    """Users with rows in `part` and none in train."""
+    users = placed.filter(placed["part"] == part).select("user").distinct()
+    return users.anti_join(placed.filter(placed["part"] == "train").select("user").distinct(), "user")
+
+
+def _count(table: ir.Table) -> int:
+    return int(table.count().execute())
+
+
+def _refuse_nothing(rows: int, fact: str) -> None:
+    if not rows:
+        raise UserError(f"{fact}; loosen it in params.yaml")
