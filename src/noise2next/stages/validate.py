@@ -1,0 +1,51 @@
+"""Hold the ingested log against the contract of its dataset; a breach stops the pipeline here."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+from noise2next.config import Params
+from noise2next.data.validation import ValidationReport, validate
+from noise2next.errors import UserError
+from noise2next.workspace import Workspace, read_json, require, write_json, writing
+
+log = logging.getLogger(__name__)
+
+
+def run(params: Params, space: Workspace) -> ValidationReport:
+    """Validate `space.dataset` and keep the report and its pages, also of a log that fails.
+
+    Raises UserError, after they are written, where an expectation that blocks is not met.
+    """
+    source = require(space.ingested, "ingest")
+    with (
+        writing(space.validation) as folder,
+        tempfile.TemporaryDirectory(prefix=".scratch-", dir=space.artifacts) as scratch,
+    ):
+        report, pages = validate(
+            space.dataset,
+            params.dataset(space.dataset),
+            source / "interactions.parquet",
+            read_json(source / "report.json"),
+            Path(scratch),
+        )
+        report = report.model_copy(update={"docs": (space.validation / "docs" / "index.html").as_posix()})
+        (folder / "docs").mkdir()
+        for name, page in pages.items():
+            (folder / "docs" / name).write_text(page, encoding="utf-8")
+        write_json(folder / "report.json", report.model_dump(mode="json"))
+    for sentence in report.warnings:
+        log.warning("%s: %s", space.dataset, sentence)
+    if not report.success:
+        raise UserError(refusal(report, space))
+    log.info("%s: the contract holds for %d rows, %s", space.dataset, report.rows, report.docs)
+    return report
+
+
+def refusal(report: ValidationReport, space: Workspace) -> str:
+    """The sentence for a person: what is broken, where it can be seen, what to do."""
+    more = f" (and {len(report.breaches) - 1} more, see {report.docs})" if len(report.breaches) > 1 else ""
+    quarantine = space.ingested / "quarantine.parquet"
+    return f"{report.dataset}: {report.breaches[0]}{more}: see {quarantine} and {report.docs}; {report.remedy}"
