@@ -35,6 +35,8 @@ class Interactions:
         """From rows that are sorted by user already; weights are one."""
         if len(users) and np.any(np.diff(users) < 0):
             raise ValueError("rows are not sorted by user")
+        if len(users) and users[-1] >= n_users:
+            raise ValueError(f"user {users[-1]} is beyond the {n_users} users")
         indptr = np.zeros(n_users + 1, dtype=np.int64)
         np.cumsum(np.bincount(users, minlength=n_users), out=indptr[1:])
         return cls(indptr, items.astype(np.int32), times, np.ones(len(items), dtype=np.float32))
@@ -70,6 +72,13 @@ class Interactions:
             times,
             np.concatenate([self.weights, later.weights])[order],
         )
+
+    def in_time_order(self) -> Interactions:
+        """Each history oldest first; rows of equal time, and histories without times, stay as they are."""
+        if self.times is None:
+            return self
+        order = np.lexsort((self.times, self.users))
+        return replace(self, items=self.items[order], times=self.times[order], weights=self.weights[order])
 
 
 @dataclass(frozen=True)
@@ -107,15 +116,17 @@ class Split:
 
     def known(self, at: str) -> Interactions:
         """What a model may read of each user when it is judged `at` "valid" or "test", unweighted."""
-        if at == "test" and self.config.history == "train+valid":
-            return self.train.followed_by(self.valid)
-        return self.train
+        return self._before_test() if at == "test" and self.config.history == "train+valid" else self.train
 
     def seen(self, at: str) -> Interactions | None:
         """What is left out of the ranking: everything before the part that is judged, by structure."""
         if not self.config.mask_seen:
             return None
-        return self.train.followed_by(self.valid) if at == "test" else self.train
+        return self._before_test() if at == "test" else self.train
 
     def truth(self, at: str) -> Interactions:
         return self.test if at == "test" else self.valid
+
+    def _before_test(self) -> Interactions:
+        both = self.train.followed_by(self.valid)
+        return both.in_time_order() if self.config.kind == "random" else both  # parts drawn by lot interleave in time
