@@ -47,7 +47,7 @@ class GaussianDiffusion(nn.Module):
         self._table("snr", snr)
         # DiffRec equation 10 without its half and its sum over items, as in the authors' code; t = 0: plain error.
         self._table("weight_x0", torch.cat([snr.new_ones(1), snr[:-1] - snr[1:]]))
-        # The same terms in the noise's error; at t = 0 half the error of x_0, which is (1/abar_0 - 1) times the noise's.
+        # The same terms in the noise's error; at t = 0 half the error of x_0, (1/abar_0 - 1) times that of the noise.
         first = (1 / kept[:1] - 1) / 2
         self._table("weight_eps", torch.cat([first, ((1 - kept) / ((1 - before).square() * (1 - betas)))[1:]]))
 

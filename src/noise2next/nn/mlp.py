@@ -17,9 +17,8 @@ class Denoiser(nn.Module):
     """tanh layers from a row x_t [B, I] and its step t to a row [B, I].
 
     `hidden` (h1, ..., hk) is read as the authors read `dims`: widths I + d -> hk -> ... -> h1 -> ... -> hk -> I, with d
-    the size of the step embedding. The first layer of the concatenation [x, e(t)] is kept as two, one for each half, so the item
-    input needs no copy and is linear by itself: see `project`, `condition`, `inner`, `decode`, whose composition is
-    `forward`.
+    the size of the step embedding. The first layer of [x, e(t)] is kept as two, one for each half, so the items need no
+    copy and enter linearly: `forward` is `project`, plus `condition`, then `inner`, then `decode`.
     """
 
     steps: Tensor
@@ -43,15 +42,17 @@ class Denoiser(nn.Module):
         """x [B, I], t [B] -> [B, I]: the clean row, or its noise, as the model wants it."""
         if self.normalise:
             x = F.normalize(x)
-        return self.decode(self.inner(self.project(self.dropout(x)) + self.condition(t)))
+        last = self.inner(self.project(self.dropout(x)) + self.condition(t))
+        return F.linear(last, self.decode.weight, self.decode.bias)
 
     def project(self, x: Tensor) -> Tensor:
         """The first layer's linear part of the items: [B, I] -> [B, H]."""
-        return self.from_items(x)
+        return F.linear(x, self.from_items.weight)
 
     def condition(self, t: Tensor) -> Tensor:
         """What the step adds to the first layer: t [B] -> [B, H]."""
-        return self.from_step(self.embedding(self.steps[t]))
+        e = F.linear(self.steps[t], self.embedding.weight, self.embedding.bias)
+        return F.linear(e, self.from_step.weight, self.from_step.bias)
 
     def inner(self, first: Tensor) -> Tensor:
         """From the first layer's sum [B, H] to the last hidden layer [B, H]."""

@@ -1,0 +1,162 @@
+"""Train one variant: the prepared split in, a model artifact out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from typing import Protocol, runtime_checkable
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from noise2next import __version__
+from noise2next.config import Params, Settings, TrainerConfig, Variant
+from noise2next.data.interactions import Split
+from noise2next.data.queries import Queries
+from noise2next.data.weighting import refusal, weigh
+from noise2next.errors import UserError
+from noise2next.evaluation.evaluator import Evaluator
+from noise2next.models.artifact import Artifact, ModelCard, read_card
+from noise2next.models.base import Recommender, build
+from noise2next.registry.tracking import training_run
+from noise2next.training.device import choose_device
+from noise2next.training.fit import FitReport, fit
+from noise2next.training.seeding import seed_everything
+from noise2next.workspace import MANIFEST, Workspace, digest, read_json, verify
+
+log = logging.getLogger(__name__)
+
+ELBO_USERS = 400  # enough to see the shape of the terms
+
+
+class TrainReport(FitReport):
+    """How a variant was trained; `report.json` in its artifact."""
+
+    dataset: str
+    variant: str
+    seed: int
+    fingerprint: str
+    run_id: str  # in MLflow
+    elbo_terms: tuple[float, ...] | None = None  # [T], each diffusion step's mean weighted error; None: no such model
+
+
+@runtime_checkable
+class HasElboTerms(Protocol):
+    """A diffusion model that can say what each step's term of the evidence bound is."""
+
+    def elbo_terms(self, queries: Queries) -> Tensor:
+        """[T]"""
+
+
+def run(params: Params, space: Workspace, settings: Settings, variant: str, progress: bool = False) -> TrainReport:
+    """Train `variant` on `space.dataset`, chosen on validation, and save its artifact.
+
+    What is there already under the same data, options, seed and code is not trained again. A killed run is continued.
+    Raises UserError for a variant that this dataset cannot have.
+    """
+    dataset = params.dataset(space.dataset)
+    chosen = params.variant(variant, space.dataset)
+    trainer = params.trainer_for(chosen)
+    reason = refusal(chosen.weighting, dataset.has_clock, dataset.has_order)
+    if reason is not None:
+        raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")
+    split = Split.load(space.prepared, dataset.split, dataset.has_clock)
+    card = _card(params, space, chosen, trainer, split)
+    finished = _finished(space, card)
+    if finished is not None:
+        log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
+        return finished
+    device = choose_device(settings.device)
+    histories = weigh(split.train, chosen.weighting, split.has_clock)
+    train = Queries.of(histories, split.n_items, split.users.keys, device)
+    evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device)
+    seed_everything(params.seed)
+    model = build(chosen, split.n_items).to(device)
+    with training_run(settings, space, card, params) as tracked:
+        fitted = fit(
+            model,
+            train,
+            trainer,
+            validate=lambda model: evaluator.judge(model)["valid"].means(),
+            checkpoint=space.checkpoint(variant),
+            seed=params.seed,
+            device=device,
+            on_epoch=lambda epoch, values: tracked.metrics(values, step=epoch),
+            progress=progress,
+            identity=card.fingerprint,
+        )
+        report = TrainReport(
+            **dict(fitted),
+            dataset=space.dataset,
+            variant=variant,
+            seed=params.seed,
+            fingerprint=card.fingerprint,
+            run_id=tracked.run_id,
+            elbo_terms=_elbo_terms(model, train),
+        )
+        tracked.metrics(_summary(report))
+        Artifact(model.cpu(), split.items, card).save(space.model(variant), report.model_dump(mode="json"))
+    shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
+    log.info("%s: %s trained in %.1f s, validation %s", space.dataset, variant, report.seconds, _shown(report, trainer))
+    return report
+
+
+def _card(params: Params, space: Workspace, variant: Variant, trainer: TrainerConfig, split: Split) -> ModelCard:
+    """What is to be trained. The fingerprint covers all that the weights depend on, and nothing else."""
+    told = {
+        "prepared": digest(space.prepared),
+        "split": params.dataset(space.dataset).split.model_dump(mode="json"),  # its mask decides the best epoch
+        "variant": variant.model_dump(mode="json", exclude={"trainer"}),
+        "trainer": trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
+        "seed": params.seed,
+        "code": __version__,
+    }
+    return ModelCard(
+        dataset=space.dataset,
+        variant=variant,
+        n_items=split.n_items,
+        seed=params.seed,
+        data_version=read_json(space.prepared / "report.json")["data_version"],
+        fingerprint=hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _finished(space: Workspace, card: ModelCard) -> TrainReport | None:
+    """The report of an earlier run with the same fingerprint, if its artifact is whole."""
+    place = space.model(card.variant.name)
+    if not (place / MANIFEST).is_file():
+        return None
+    try:
+        verify(place)
+        if read_card(place).fingerprint != card.fingerprint:
+            return None
+        return TrainReport.model_validate(read_json(place / "report.json"))
+    except (UserError, ValidationError, json.JSONDecodeError) as error:
+        log.warning("%s: the model there cannot be used and is trained again: %s", place, error)
+        return None
+
+
+def _elbo_terms(model: Recommender, train: Queries) -> tuple[float, ...] | None:
+    """Of users spread evenly over the training histories."""
+    if not isinstance(model, HasElboTerms):
+        return None
+    spread = torch.linspace(0, len(train) - 1, min(len(train), ELBO_USERS)).round().long()
+    return tuple(model.elbo_terms(train.select(spread.to(train.device))).tolist())
+
+
+def _summary(report: TrainReport) -> dict[str, float]:
+    """The run as a whole, for its row in MLflow."""
+    best = {f"best_valid_{name}": value for name, value in report.metrics.items()}
+    return {
+        **best,
+        "best_epoch": report.best_epoch,
+        "seconds_training": report.seconds,
+        "peak_memory_mb": report.peak_memory_mb,
+    }
+
+
+def _shown(report: TrainReport, trainer: TrainerConfig) -> str:
+    return f"{trainer.metric} {report.metrics.get(trainer.metric, float('nan')):.4f}"

@@ -1,0 +1,85 @@
+"""Where tensors live and how exactly they are multiplied."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import resource
+from typing import Literal
+
+import torch
+
+from noise2next.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+_LARGEST_ERROR = 1e-5  # of a float32 product against float64, relative to the largest entry; bfloat16 gives about 1e-3
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one, else the CPU; otherwise what is named. Raises UserError if it is not there.
+
+    On a CPU, float32 matrix products are then put on the fastest path that is as exact as the default one.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"NOISE2NEXT_DEVICE: {name!r} is no device; write auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"NOISE2NEXT_DEVICE: {name!r} is not on this machine; write auto or cpu")
+    if device.type == "cpu":
+        use_fast_float32()
+    return device
+
+
+def matmul_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The numbers that training multiplies matrices in: bfloat16 by itself on CUDA only.
+
+    Raises UserError for `bfloat16` on a processor that would have to imitate it.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if precision == "bfloat16" and device.type == "cpu" and not _multiplies_bfloat16():
+        raise UserError("trainer.precision: this processor has no bfloat16 products; write auto or float32")
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+@functools.cache
+def use_fast_float32() -> bool:
+    """Send float32 products to oneDNN, twice as fast as the default on AVX-512 processors, if its error is float32's.
+
+    torch calls that path `medium` because a processor with AMX may use bfloat16 on it. Names are not trusted here: one
+    product is compared with float64, and where the error is above 1e-5 the default path stays. Returns what was chosen.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    error = float32_error()
+    if error > _LARGEST_ERROR:
+        torch.set_float32_matmul_precision(before)
+        log.info("float32 products stay on the default path: the fast one has a relative error of %.1e", error)
+        return False
+    return True
+
+
+def float32_error() -> float:
+    """The largest error of a batch-like float32 product against float64, relative to its largest entry."""
+    draws = torch.Generator().manual_seed(0)
+    a, b = torch.randn(384, 1024, generator=draws), torch.randn(1024, 512, generator=draws)
+    exact = a.double() @ b.double()
+    return float(((a @ b).double() - exact).abs().max() / exact.abs().max())
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory held so far: by the process (resident) on a CPU, by torch on CUDA. Megabytes of 2^20 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _multiplies_bfloat16() -> bool:
+    abilities = torch.cpu.get_capabilities()
+    return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

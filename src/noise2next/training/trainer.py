@@ -1,0 +1,226 @@
+"""The one training loop: the only place that calls `zero_grad`, `backward` and `step`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress as Bar
+from torch import Tensor
+
+from noise2next.config import TrainerConfig
+from noise2next.data.queries import Queries
+from noise2next.errors import UserError
+from noise2next.models.base import Clock, Recommender, Trainable
+from noise2next.training import checkpoint
+from noise2next.training.checkpoint import EpochRecord, Progress
+from noise2next.training.device import matmul_dtype
+from noise2next.training.seeding import epoch_order, generator_states, restore_generators
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[Recommender], dict[str, float]]
+OnEpoch = Callable[[int, dict[str, float]], None]
+
+
+class Trainer:
+    """One run of one model: epochs until the validation metric stops growing, with checkpoints between batches.
+
+    Killed at whatever instant, a new Trainer with the same arguments ends in the same weights, to the byte.
+    """
+
+    def __init__(
+        self,
+        model: Trainable,
+        train: Queries,
+        config: TrainerConfig,
+        validate: Validate,
+        place: Path,
+        seed: int,
+        identity: str,
+    ) -> None:
+        """`place` is the checkpoint's folder, `identity` a hash of everything that decides the run."""
+        self.model = model
+        self.train = train
+        self.config = config
+        self.validate = validate
+        self.place = place
+        self.seed = seed
+        self.device = train.device
+        self.dtype = matmul_dtype(config.precision, self.device)
+        self.optimisers = {
+            phase: torch.optim.AdamW(
+                model.trained_in(phase), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            )
+            for phase in model.phases
+        }
+        self.best_weights: dict[str, Tensor] = {}
+        self.at = Progress(identity=identity)
+        self._saved = self._began = time.monotonic()
+
+    def run(self, on_epoch: OnEpoch, progress: bool) -> Progress:
+        """Train to the end and put the best epoch's weights into the model; returns how it went.
+
+        `on_epoch` hears of each epoch, also of those that an earlier process has finished. `progress` shows a bar where
+        there is a terminal; elsewhere each epoch is a line of the log. Raises UserError for a loss that is not finite
+        and for a metric that validation does not know.
+        """
+        self._resume()
+        for record in self.at.curve:
+            on_epoch(record.epoch, record.values())
+        with _bar(progress) as bar:
+            while not self._finished():
+                record = self._epoch(bar)
+                on_epoch(record.epoch, record.values())
+                if bar is None:
+                    log.info("%s, best epoch %d", record, self.at.best_epoch)
+        self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+        return self.at
+
+    def _finished(self) -> bool:
+        judged = max((record.epoch for record in self.at.curve if record.metrics), default=0)
+        return self.at.epoch >= self.config.epochs or judged - self.at.best_epoch >= self.config.patience
+
+    # --- an epoch -----------------------------------------------------------------------------------------------------
+
+    def _epoch(self, bar: Bar | None) -> EpochRecord:
+        self._began = time.monotonic() - self.at.epoch_seconds
+        self.model.train()
+        task = None if bar is None else bar.add_task(f"epoch {self.at.epoch + 1}", total=len(self.train))
+        for batch in self._remaining_batches():
+            self._step(batch)
+            if bar is not None and task is not None:
+                bar.advance(task, len(batch))
+            self._save_if_due()
+        record = self._close_epoch()
+        if bar is not None and task is not None:
+            bar.update(task, description=f"{record}, best epoch {self.at.best_epoch}")
+        self._save_if_due()
+        return record
+
+    def _remaining_batches(self) -> Iterator[Queries]:
+        """The epoch's batches without those that are done; passing over those leaves the generators as they are."""
+        batches = self.model.batches(self.train, self.config.batch_size, epoch_order(self.seed, self.at.epoch))
+        states = generator_states(self.device)
+        deque(islice(batches, self.at.batch), maxlen=0)
+        restore_generators(states, self.device)
+        return batches
+
+    def _step(self, batch: Queries) -> None:
+        clock = Clock(self.at.epoch, self.at.batches)
+        sums = dict(self.at.sums)
+        for phase in self.model.phases:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                terms = self.model.loss(batch, phase, clock)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + self._finite(name, float(value))
+            self.model.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            self.optimisers[phase].step()
+        self._move(batch=self.at.batch + 1, batches=self.at.batches + 1, sums=sums)
+
+    def _finite(self, name: str, value: float) -> float:
+        if not math.isfinite(value):
+            raise UserError(
+                f"training broke down in epoch {self.at.epoch + 1}: the loss {name!r} is {value}; "
+                "lower trainer.learning_rate or check the variant's options"
+            )
+        return value
+
+    def _close_epoch(self) -> EpochRecord:
+        """The epoch's mean losses, and validation where it is due; the best weights are kept."""
+        epoch = self.at.epoch + 1
+        metrics: dict[str, float] = {}
+        if epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs:
+            self.model.eval()
+            metrics = self.validate(self.model)
+            if self._main_metric(metrics) > self.at.best.get(self.config.metric, -math.inf):
+                self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+                self._move(best_epoch=epoch, best=metrics)
+        record = EpochRecord(
+            epoch=epoch,
+            loss={name: value / self.at.batch for name, value in self.at.sums.items()},
+            metrics=metrics,
+            seconds=time.monotonic() - self._began,
+        )
+        self._move(epoch=epoch, batch=0, sums={}, curve=(*self.at.curve, record), epoch_seconds=0.0)
+        return record
+
+    def _main_metric(self, metrics: dict[str, float]) -> float:
+        value = metrics.get(self.config.metric)
+        if value is None:
+            raise UserError(f"trainer.metric: {self.config.metric!r} is not among {', '.join(metrics)}")
+        if not math.isfinite(value):
+            raise UserError(f"validation gives {self.config.metric} {value}: its part has no user to judge")
+        return value
+
+    # --- the state of the run -----------------------------------------------------------------------------------------
+
+    def _move(self, **changes: Any) -> None:
+        self.at = self.at.model_copy(update=changes)
+
+    def _save_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._saved < self.config.checkpoint_seconds:
+            return
+        if self.at.batch:
+            self._move(epoch_seconds=now - self._began)
+        checkpoint.save(self.place, self._tensors(), self.at)
+        self._saved = time.monotonic()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that the rest of the run depends on, by name."""
+        groups: dict[str, dict[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "best": self.best_weights,
+            "generators": generator_states(self.device),
+        }
+        for phase, optimiser in self.optimisers.items():
+            states = optimiser.state_dict()["state"]
+            groups[f"optimiser-{phase}"] = {
+                f"{index}/{name}": value for index, state in states.items() for name, value in state.items()
+            }
+        return {f"{group}:{name}": value for group, values in groups.items() for name, value in values.items()}
+
+    def _resume(self) -> None:
+        """Take up the checkpoint, if there is one of this run."""
+        found = checkpoint.load(self.place, self.at.identity)
+        if found is None:
+            return
+        tensors, self.at = found
+        self.model.load_state_dict(_group(tensors, "model"))
+        self.best_weights = {name: value.to(self.device) for name, value in _group(tensors, "best").items()}
+        for phase, optimiser in self.optimisers.items():
+            states: dict[int, dict[str, Tensor]] = {}
+            for name, value in _group(tensors, f"optimiser-{phase}").items():
+                index, _, key = name.partition("/")
+                states.setdefault(int(index), {})[key] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
+        restore_generators(_group(tensors, "generators"), self.device)
+        log.info("resumed after epoch %d and %d batches", self.at.epoch, self.at.batch)
+
+
+def _group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
+    prefix = f"{group}:"
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Bar | None]:
+    """A progress bar on the terminal, or None where there is no terminal or no wish for one."""
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield None
+        return
+    with Bar(console=console) as bar:
+        yield bar
