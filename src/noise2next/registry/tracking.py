@@ -103,6 +103,14 @@ def tracking_uri(settings: Settings, space: Workspace) -> str:
     return settings.tracking_uri or f"sqlite:///{space.tracking_store.resolve()}"
 
 
+def run_page(settings: Settings, space: Workspace, run_id: str) -> str:
+    """Where a person sees a run: on the tracking server, or on the MLflow UI that `make ui` opens over the local store."""
+    uri = tracking_uri(settings, space)
+    server = uri.rstrip("/") if uri.startswith(("http:", "https:")) else "http://localhost:5000"
+    experiment = connect(settings, space).get_run(run_id).info.experiment_id
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}"
+
+
 def connect(settings: Settings, space: Workspace) -> MlflowClient:
     """A client whose store exists; the first process to come makes it while the others wait."""
     uri = tracking_uri(settings, space)

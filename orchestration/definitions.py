@@ -1,0 +1,50 @@
+"""What `dagster dev` loads: the graph for the datasets and variants that params.yaml names at that moment."""
+
+import warnings
+from pathlib import Path
+
+import dagster as dg
+
+from noise2next.config import load_params
+from noise2next.workspace import Workspace
+from orchestration.assets import asset
+from orchestration.checks import checks
+from orchestration.project import Project, project_root
+from orchestration.steps import steps
+
+
+@dg.definitions
+def noise2next() -> dg.Definitions:
+    """The one thing that Dagster calls in this module."""
+    return definitions(project_root())
+
+
+def definitions(root: Path) -> dg.Definitions:
+    """Assets, checks and jobs over the project in `root`. Raises UserError where params.yaml is not in order."""
+    params = load_params(Workspace(root, "").params)
+    datasets = dg.StaticPartitionsDefinition(list(params.datasets))
+    with warnings.catch_warnings():
+        # Dagster calls checks over partitions a preview; the version is pinned and a test materialises them.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        assets, held = [asset(step, datasets) for step in steps(params)], checks(params, datasets)
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=held,
+        jobs=[
+            dg.define_asset_job(
+                "pipeline",
+                selection=dg.AssetSelection.all(),
+                partitions_def=datasets,
+                description="From the raw log to a champion.",
+            ),
+            dg.define_asset_job(
+                "data",
+                selection=dg.AssetSelection.groups("ingestion", "validation", "preprocessing"),
+                partitions_def=datasets,
+                description="From the raw log to the split; no model is trained.",
+            ),
+        ],
+        resources={"project": Project(root=str(root))},
+        # Each run is a process of its own already; one more for every step would cost 4 to 6 seconds of imports each.
+        executor=dg.in_process_executor,
+    )

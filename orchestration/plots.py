@@ -1,0 +1,150 @@
+"""Small pictures for an asset's page: drawn without a display, embedded in markdown."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from noise2next.config import Weighting
+    from noise2next.data.interactions import Split
+    from noise2next.evaluation.significance import Interval
+    from noise2next.training.checkpoint import EpochRecord
+
+PARTS = {"train": "#4c6ef5", "valid": "#f59f00", "test": "#e8590c"}
+INK, FAINT = "#343a40", "#dee2e6"
+DAY = 86_400_000_000  # microseconds
+
+
+def popularity(split: "Split") -> dg.MarkdownMetadataValue:
+    """How train's interactions fall on its items, most popular first, both axes logarithmic."""
+    counts = np.sort(np.bincount(split.train.items, minlength=split.n_items))[::-1]
+    figure, axes = _canvas("Popularity of items in train", "item, by popularity", "interactions")
+    axes.loglog(np.arange(1, len(counts) + 1), np.maximum(counts, 1), color=PARTS["train"], linewidth=2)
+    head = counts[: max(1, len(counts) // 5)].sum() / max(1, counts.sum())
+    axes.text(0.03, 0.06, f"a fifth of the items has {head:.0%} of the rows", transform=axes.transAxes, color=INK)
+    return _embedded(figure)
+
+
+def activity(split: "Split") -> dg.MarkdownMetadataValue:
+    """Interactions over time where there is a clock, else histories by length; one colour a part."""
+    parts = {"train": split.train, "valid": split.valid, "test": split.test}
+    times = {name: part.times for name, part in parts.items() if part.times is not None and len(part.times)}
+    if split.has_clock and len(times) == len(parts):
+        moments = {name: values.astype("datetime64[us]").astype(object) for name, values in times.items()}
+        first, last = min(one.min() for one in times.values()), max(one.max() for one in times.values())
+        edges = list(np.linspace(first, last, 61).astype("datetime64[us]").astype(object))
+        figure, axes = _canvas("Activity", "", "interactions")
+        axes.hist(list(moments.values()), bins=edges, stacked=True, color=list(PARTS.values()), label=list(PARTS))
+        figure.autofmt_xdate(rotation=0, ha="center")
+    else:
+        lengths = split.train.lengths[split.train.lengths > 0]
+        figure, axes = _canvas("Length of histories in train", "interactions of a user", "users")
+        axes.hist(np.log10(lengths), bins=40, color=PARTS["train"], label="train")
+        ticks = np.arange(0, np.ceil(np.log10(lengths.max())) + 1)
+        axes.set_xticks(ticks, [f"{10**tick:,.0f}" for tick in ticks])
+    axes.legend(frameon=False)
+    return _embedded(figure)
+
+
+def time_weights(split: "Split", weightings: "Mapping[str, Weighting]") -> dg.MarkdownMetadataValue | None:
+    """Mean weight by age (clock) or by place in the history, a line for each variant that weighs; None: no one does."""
+    from noise2next.data.weighting import refusal, weigh
+
+    shown = {
+        name: one
+        for name, one in weightings.items()
+        if one.kind != "uniform" and refusal(one, split.has_clock, split.train.times is not None) is None
+    }
+    if not shown:
+        return None
+    ages, label = _ages(split)
+    edges = np.quantile(ages, np.linspace(0, 1, 31))
+    bins = np.clip(np.searchsorted(edges, ages, side="right") - 1, 0, 29)
+    filled = np.bincount(bins, minlength=30) > 0
+    middle = np.bincount(bins, ages, 30)[filled] / np.bincount(bins, minlength=30)[filled]
+    figure, axes = _canvas("Time weights of train's interactions", label, "mean weight")
+    for name, weighting in shown.items():
+        weights = weigh(split.train, weighting, split.has_clock).weights
+        mean = np.bincount(bins, weights, 30)[filled] / np.bincount(bins, minlength=30)[filled]
+        axes.plot(middle, mean, linewidth=2, label=f"{name} ({weighting.kind})")
+    axes.invert_xaxis()
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return _embedded(figure)
+
+
+def learning_curve(curve: "Sequence[EpochRecord]", metric: str, best: int) -> dg.MarkdownMetadataValue:
+    """Loss terms left, the validation metric right, over the epochs; a dotted line at the epoch that was kept."""
+    figure, (left, right) = _panels(2)
+    _dress(left, "training loss", "epoch", "")
+    for term in curve[0].loss:
+        left.plot([one.epoch for one in curve], [one.loss[term] for one in curve], linewidth=2, label=term)
+    judged = [one for one in curve if metric in one.metrics]
+    _dress(right, f"{metric} on validation", "epoch", "")
+    right.plot(
+        [one.epoch for one in judged], [one.metrics[metric] for one in judged], color=PARTS["valid"], linewidth=2
+    )
+    right.axvline(best, color=INK, linewidth=1, linestyle=":")
+    if len(curve[0].loss) > 1:
+        left.legend(frameon=False)
+    return _embedded(figure)
+
+
+def intervals(rows: "Mapping[str, Interval]", title: str) -> dg.MarkdownMetadataValue:
+    """A point and its interval for each name, the first on top."""
+    figure, axes = _canvas(title, "", "", height=0.9 + 0.3 * len(rows))
+    place = np.arange(len(rows))
+    axes.hlines(
+        place, [one.low for one in rows.values()], [one.high for one in rows.values()], color=FAINT, linewidth=6
+    )
+    axes.scatter([one.mean for one in rows.values()], place, color=PARTS["train"], zorder=3)
+    axes.set_yticks(place, list(rows))
+    axes.invert_yaxis()
+    return _embedded(figure)
+
+
+def _ages(split: "Split") -> tuple[NDArray[np.float64], str]:
+    train = split.train
+    if split.has_clock and train.times is not None:
+        return (train.times.max() - train.times) / DAY, "days before the newest interaction"
+    later = np.repeat(train.indptr[1:], train.lengths) - 1 - np.arange(len(train))
+    return later.astype(np.float64), "interactions of the user that follow"
+
+
+def _canvas(title: str, x: str, y: str, height: float = 2.6) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.subplots()
+    _dress(axes, title, x, y)
+    return figure, axes
+
+
+def _panels(count: int) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * count, 2.6), layout="constrained")
+    return figure, list(np.atleast_1d(figure.subplots(1, count)))
+
+
+def _dress(axes: "Axes", title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _embedded(figure: "Figure") -> dg.MarkdownMetadataValue:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return dg.MetadataValue.md(f"![plot](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")

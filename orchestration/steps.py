@@ -1,0 +1,124 @@
+"""The graph: which asset stands where, what it needs, and what makes it stale."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from noise2next.config import Params
+from orchestration import versions, work
+from orchestration.project import Project
+
+Work = Callable[[Project, str], dg.MaterializeResult[Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One asset: its place in the graph, and the function (project, dataset) that makes it."""
+
+    name: str
+    stage: str | None  # the command and the DVC stage of the same name; None for the raw log
+    group: str
+    description: str
+    work: Work
+    upstream: tuple[str, ...] = ()
+    kinds: frozenset[str] = frozenset()
+    pool: str | None = None
+    code_version: str | None = None
+    checks: Mapping[str, str] = field(default_factory=dict)  # name: description, of checks that the step itself answers
+
+
+def steps(params: Params) -> list[Step]:
+    """The whole graph: the chain up to the split, two assets a variant, the table and the champion."""
+    variants = list(params.variants)
+    return [
+        Step(
+            name="raw_interactions",
+            stage=None,
+            group="ingestion",
+            description="The dataset's own files below `data/`, versioned by DVC. Its version is their hash alone.",
+            work=work.raw_interactions,
+            kinds=frozenset({"dvc", "file"}),
+        ),
+        Step(
+            name="interactions",
+            stage="ingest",
+            group="ingestion",
+            description="The log in one form; what could not be read lies in quarantine with line and reason.",
+            work=work.interactions,
+            upstream=("raw_interactions",),
+            kinds=frozenset({"parquet"}),
+            code_version=versions.of_code("ingest"),
+        ),
+        Step(
+            name="validation",
+            stage="validate",
+            group="validation",
+            description="The log held against its contract. A breach stops everything downstream.",
+            work=work.validation,
+            upstream=("interactions",),
+            kinds=frozenset({"greatexpectations"}),
+            code_version=versions.of_code("validate"),
+            checks={"contract": "Every expectation of the dataset's suite holds."},
+        ),
+        Step(
+            name="split",
+            stage="prepare",
+            group="preprocessing",
+            description="Filtered, ordered and cut into train, validation and test over dense indices.",
+            work=work.split,
+            upstream=("interactions", "validation"),
+            kinds=frozenset({"duckdb" if params.engine == "duckdb" else "spark", "parquet"}),
+            code_version=versions.of_code("prepare"),
+        ),
+        *[step for name in variants for step in (_model(params, name), _evaluation(params, name))],
+        Step(
+            name="leaderboard",
+            stage="leaderboard",
+            group="evaluation",
+            description="What beat what, with intervals over the same users.",
+            work=work.leaderboard,
+            upstream=tuple(f"evaluation_{name}" for name in variants),
+            kinds=frozenset({"html"}),
+            code_version=versions.of_code("leaderboard", params.evaluation.model_dump(mode="json")),
+        ),
+        Step(
+            name="champion",
+            stage="register",
+            group="registration",
+            description="The best variant by validation becomes challenger; the gate decides who serves.",
+            work=work.champion,
+            upstream=("leaderboard",),
+            kinds=frozenset({"mlflow"}),
+            code_version=versions.of_code("register"),
+        ),
+    ]
+
+
+def _model(params: Params, variant: str) -> Step:
+    choices = [params.seed, params.trainer.model_dump(mode="json"), params.variants[variant].model_dump(mode="json")]
+    return Step(
+        name=f"model_{variant}",
+        stage="train",
+        group="training",
+        description=f"`{params.variants[variant].model}`, {params.variants[variant].weighting.kind} weights.",
+        work=lambda project, dataset: work.model(project, dataset, variant),
+        upstream=("split",),
+        kinds=frozenset({"pytorch"}),
+        pool="gpu",
+        code_version=versions.of_code("train", choices),
+    )
+
+
+def _evaluation(params: Params, variant: str) -> Step:
+    return Step(
+        name=f"evaluation_{variant}",
+        stage="evaluate",
+        group="evaluation",
+        description=f"`{variant}` judged on validation and test by full ranking, user by user.",
+        work=lambda project, dataset: work.evaluation(project, dataset, variant),
+        upstream=("split", f"model_{variant}"),
+        kinds=frozenset({"parquet"}),
+        code_version=versions.of_code("evaluate", params.evaluation.model_dump(mode="json")),
+    )

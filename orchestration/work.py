@@ -1,0 +1,233 @@
+"""What each asset does: call one stage, and show its report as a person wants to see it.
+
+Heavy imports stand inside the functions, so that the definitions load in a second.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from noise2next.config import Params
+from noise2next.errors import UserError
+from noise2next.workspace import MANIFEST, read_json
+from orchestration import versions
+from orchestration.metadata import described, table
+from orchestration.project import Project
+
+SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "mrr@20")  # of the leaderboard; its page has all
+
+
+def raw_interactions(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Fingerprint the raw files; the sample, which anyone can generate, is generated where it is missing."""
+    params, space = project.params(), project.space(dataset)
+    files = versions.raw_files(params, space)
+    recorded = versions.recorded_files(space)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(versions.of_files(files)),
+        metadata={
+            "files": len(files),
+            "bytes": sum((space.data / name).stat().st_size for name in files),
+            "versioned by DVC": _versioned(files, recorded),
+            "md5": table({name: {"md5": hashed} for name, hashed in files.items()}, "file"),
+        },
+    )
+
+
+def interactions(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Ingest; show what was read and what lies in quarantine."""
+    from noise2next.stages import ingest
+
+    space = project.space(dataset)
+    report = ingest.run(project.params(), space)
+    return _made(
+        space.ingested,
+        {
+            **described(report, leave_out=("dataset", "reasons", "files")),
+            "reasons of quarantine": table(report.reasons, "reason", "rows") if report.reasons else "none",
+            "quarantine": dg.MetadataValue.path(space.ingested / "quarantine.parquet"),
+        },
+    )
+
+
+def validation(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """A breach is shown as a failed blocking check, with the report that names it; nothing downstream runs."""
+    from noise2next.data.validation import ValidationReport
+    from noise2next.stages import validate
+
+    space = project.space(dataset)
+    before = _written(space.validation)
+    try:
+        report, sentence = validate.run(project.params(), space), None
+    except UserError as error:
+        if _written(space.validation) == before:  # stopped before it could judge
+            raise
+        report, sentence = ValidationReport.model_validate(read_json(space.validation / "report.json")), str(error)
+    contract = dg.AssetCheckResult(
+        check_name="contract",
+        passed=report.success and sentence is None,
+        description=sentence or f"all {len(report.expectations)} expectations hold",
+        metadata={"warnings": dg.MetadataValue.md("\n".join(f"- {one}" for one in report.warnings) or "none")},
+    )
+    expectations = {
+        one.name: {"met": one.success, "blocking": one.blocking, "expected": one.expected, "observed": one.observed}
+        for one in report.expectations
+    }
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(versions.of_output(space.validation)),
+        check_results=[contract],
+        metadata={
+            **described(report, leave_out=("dataset", "expectations", "docs")),
+            "expectations": table(expectations, "expectation"),
+            "page": dg.MetadataValue.path(space.validation / "docs" / "index.html"),
+        },
+    )
+
+
+def split(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Prepare; show when things happen, what is popular, and how the variants weigh time."""
+    from noise2next.data.interactions import Split
+    from noise2next.stages import prepare
+    from orchestration import plots
+
+    params, space = project.params(), project.space(dataset)
+    report = prepare.run(params, space)
+    entry = params.dataset(dataset)
+    made = Split.load(space.prepared, entry.split, entry.has_clock)
+    weights = plots.time_weights(made, {name: params.variant(name, dataset).weighting for name in params.variants})
+    return _made(
+        space.prepared,
+        {
+            "activity": plots.activity(made),
+            "popularity": plots.popularity(made),
+            **({} if weights is None else {"time weights": weights}),
+            **described(report, leave_out=("dataset",)),
+        },
+    )
+
+
+def model(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[Any]:
+    """Train one variant; show how it learned and where its MLflow run is."""
+    from noise2next.registry.tracking import run_page
+    from noise2next.stages import train
+    from orchestration import plots
+
+    params, space = project.params(), project.space(dataset)
+    if reason := refused(params, dataset, variant):
+        return _left_out(reason)
+    report = train.run(params, space, project.settings(), variant)
+    metric = params.trainer_for(params.variant(variant, dataset)).metric
+    curve = plots.learning_curve(report.curve, metric, report.best_epoch) if report.curve else None
+    return _made(
+        space.model(variant),
+        {
+            **({} if curve is None else {"learning curve": curve}),
+            "validation": table(report.metrics, "metric", "mean"),
+            "MLflow run": dg.MetadataValue.url(run_page(project.settings(), space, report.run_id)),
+            **described(report, leave_out=("dataset", "variant", "curve", "metrics", "run_id", "elbo_terms")),
+        },
+    )
+
+
+def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[Any]:
+    """Judge one variant; show every metric on both parts."""
+    from noise2next.stages import evaluate
+
+    params, space = project.params(), project.space(dataset)
+    if reason := refused(params, dataset, variant):
+        return _left_out(reason)
+    report = evaluate.run(params, space, project.settings(), variant)
+    shown = {
+        name: {"valid": report.metrics["valid"][name].mean, "test": one.mean, "low": one.low, "high": one.high}
+        for name, one in report.metrics["test"].items()
+    }
+    return _made(
+        space.evaluation(variant),
+        {
+            "metrics": table(shown, "metric"),
+            "lists": table(report.lists["test"], "of the test lists", "value"),
+            **described(report, leave_out=("dataset", "variant", "metrics", "lists", "bands", "trained_bands")),
+        },
+    )
+
+
+def leaderboard(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Compare the variants; show the table."""
+    from noise2next.stages import leaderboard as stage
+    from orchestration import plots
+
+    space = project.space(dataset)
+    report = stage.run(project.params(), space)
+    rows = {
+        row.variant: {
+            **{name: row.metrics[name].mean for name in SHOWN if name in row.metrics},
+            "coverage@20": row.lists.get("coverage@20", ""),
+            "training, s": row.seconds_training,
+        }
+        for row in report.rows
+    }
+    intervals = {row.variant: row.metrics[report.main_metric] for row in report.rows}
+    return _made(
+        space.leaderboard,
+        {
+            "leaderboard": table(rows, "variant"),
+            report.main_metric.replace("@", " at "): plots.intervals(intervals, f"{report.main_metric} on test"),
+            "page": dg.MetadataValue.path(space.leaderboard / "leaderboard.html"),
+            **described(report, leave_out=("dataset", "rows", "trained_bands")),
+        },
+    )
+
+
+def champion(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Offer the best variant to the gate; show what it asked and who is champion now."""
+    from noise2next.stages import register
+
+    space = project.space(dataset)
+    report = register.run(project.params(), space, project.settings())
+    asked = [] if report.decision is None else report.decision.checks
+    gate = {one.name: {"passed": one.passed, "observed": one.observed, "limit": one.limit} for one in asked}
+    return _made(
+        space.registration,
+        {
+            "summary": report.summary,
+            **({"gate": table(gate, "question")} if gate else {}),
+            **described(report, leave_out=("dataset", "summary", "decision")),
+        },
+    )
+
+
+def refused(params: Params, dataset: str, variant: str) -> str | None:
+    """Why this dataset cannot have this variant; None where it can."""
+    from noise2next.data.weighting import refusal
+
+    entry = params.dataset(dataset)
+    return refusal(params.variant(variant, dataset).weighting, entry.has_clock, entry.has_order)
+
+
+def _left_out(reason: str) -> dg.MaterializeResult[Any]:
+    """Stands where a model would: were nothing emitted, Dagster would skip all that follows, the leaderboard too."""
+    return dg.MaterializeResult(data_version=dg.DataVersion("left out"), metadata={"left out": reason})
+
+
+def _made(place: Path, metadata: Mapping[str, Any]) -> dg.MaterializeResult[Any]:
+    """What a stage wrote at `place`, in the version of its files."""
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(versions.of_output(place)),
+        metadata={**metadata, "folder": dg.MetadataValue.path(place)},
+    )
+
+
+def _versioned(files: Mapping[str, str], recorded: Mapping[str, str]) -> str:
+    """Whether what lies in data/ is what data.dvc pins."""
+    if not recorded:
+        return "unknown: DVC's cache is not here"
+    if all(recorded.get(name) == hashed for name, hashed in files.items()):
+        return "yes"
+    return "no: run `dvc add data` and commit data.dvc"
+
+
+def _written(place: Path) -> int | None:
+    """When an output folder appeared; None where there is none."""
+    manifest = place / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.is_file() else None
