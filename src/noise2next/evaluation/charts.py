@@ -1,0 +1,180 @@
+"""Where things go in a plot: scales, ticks and places in SVG units. The template draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from noise2next.evaluation.report import LeaderboardReport
+
+WIDTH, HEIGHT = 600, 340
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 42
+LABEL_HEIGHT, LETTER = 15, 6.6  # of a label's text, in SVG units
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from low to high on places from start to stop, evenly or by logarithm."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log10(x) if self.log else x for x in (self.low, self.high, max(value, 1e-12)))
+        return round(self.start + (at - low) / (high - low) * (self.stop - self.start), 2)
+
+    def ticks(self) -> list[float]:
+        """Round values inside the scale."""
+        if self.log:
+            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            return [10.0**power for power in powers]
+        step = _round_step((self.high - self.low) / 5)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [place * step for place in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A grid line and its label."""
+
+    place: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of one row: `points` as SVG writes them; dashed for a level without a curve."""
+
+    series: int
+    points: str
+    dashed: bool
+    title: str
+
+
+@dataclass
+class Dot:
+    """A marked value of one row, with whiskers from low to high where they are known, and a label."""
+
+    series: int
+    x: float
+    y: float
+    title: str
+    simple: bool = False
+    low: float | None = None
+    high: float | None = None
+    label: str = ""
+    label_x: float = 0.0
+    label_y: float = 0.0
+    anchor: str = "start"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot."""
+
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    x_label: str
+    y_label: str
+    lines: list[Line] = field(default_factory=list)
+    dots: list[Dot] = field(default_factory=list)
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def learning_curves(report: LeaderboardReport) -> Chart | None:
+    """Validation by epoch for models that learn in epochs, levels for the others; None when nothing has epochs."""
+    metric = report.main_metric
+    curves = {
+        at: [(point.epoch, point.metric) for point in row.curve if point.metric is not None]
+        for at, row in enumerate(report.rows)
+    }
+    learned = {at: curve for at, curve in curves.items() if curve}
+    if not learned:
+        return None
+    levels = {at: row.valid[metric].mean for at, row in enumerate(report.rows) if at not in learned}
+    settled = [value for curve in learned.values() for _, value in curve[len(curve) // 4 :]]
+    x = Scale(0, max(epoch for curve in learned.values() for epoch, _ in curve), LEFT, WIDTH - RIGHT)
+    y = _padded([*settled, *(value for curve in learned.values() for _, value in curve[-1:]), *levels.values()])
+    lines, dots = [], []
+    for at, value in levels.items():
+        title = f"{report.rows[at].variant}: {value:.4f}"
+        lines.append(Line(at, f"{LEFT},{y(value)} {WIDTH - RIGHT},{y(value)}", True, title))
+    for at, curve in learned.items():
+        row = report.rows[at]
+        points = " ".join(f"{x(epoch)},{y(value)}" for epoch, value in curve)
+        lines.append(Line(at, points, False, row.variant))
+        best = row.valid[metric].mean
+        dots.append(Dot(at, x(row.best_epoch), y(best), f"{row.variant}: {best:.4f} at epoch {row.best_epoch}"))
+    return Chart(_ticks(x), _ticks(y), "epoch", f"{metric} on validation", lines, dots)
+
+
+def quality_and_cost(report: LeaderboardReport) -> Chart:
+    """The main metric on test against the seconds of training, both with what is known of their spread."""
+    metric = report.main_metric
+    seconds = [max(row.seconds_training, 1e-3) for row in report.rows]
+    x = Scale(10 ** math.floor(math.log10(min(seconds))), 10 ** _above(max(seconds)), LEFT, WIDTH - RIGHT, log=True)
+    y = _padded([end for row in report.rows for end in (row.metrics[metric].low, row.metrics[metric].high)])
+    dots = []
+    for at, (row, spent) in enumerate(zip(report.rows, seconds, strict=True)):
+        value = row.metrics[metric]
+        title = f"{row.variant}: {value.mean:.4f} ({value.low:.4f} to {value.high:.4f}) after {duration(spent)}"
+        place = (x(spent), y(value.mean))
+        dots.append(Dot(at, *place, title, row.simple, y(value.low), y(value.high), row.variant))
+    _place_labels(dots)
+    x_ticks = [Tick(x(value), duration(value)) for value in x.ticks()]
+    return Chart(x_ticks, _ticks(y), "training time", f"{metric} on test", dots=dots)
+
+
+def duration(seconds: float) -> str:
+    """Short and readable: 20 ms, 1.2 s, 3.5 min, 2.1 h."""
+    if seconds < 0.995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.3g} min"
+    return f"{seconds / 3600:.3g} h"
+
+
+def _padded(values: Sequence[float]) -> Scale:
+    low, high = min(values), max(values)
+    room = (high - low or high or 1.0) * 0.08
+    return Scale(max(0.0, low - room), high + room, HEIGHT - BOTTOM, TOP)
+
+
+def _ticks(scale: Scale) -> list[Tick]:
+    return [Tick(scale(value), f"{value:.3g}") for value in scale.ticks()]
+
+
+def _round_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+
+
+def _above(value: float) -> int:
+    """The power of ten that leaves room to the right of `value`."""
+    return math.floor(math.log10(value) + 0.15) + 1
+
+
+def _place_labels(dots: list[Dot]) -> None:
+    """Beside their dots, and never on one another."""
+    placed: list[tuple[float, float, float]] = []  # left, right, y
+    for dot in sorted(dots, key=lambda one: one.y):
+        width = LETTER * len(dot.label)
+        left = dot.x + 10 + width > WIDTH - RIGHT
+        dot.anchor, dot.label_x = ("end", dot.x - 10) if left else ("start", dot.x + 10)
+        start, stop = (dot.label_x - width, dot.label_x) if left else (dot.label_x, dot.label_x + width)
+        dot.label_y = dot.y + 4
+        for other_start, other_stop, other_y in sorted(placed, key=lambda one: one[2]):
+            if start < other_stop and other_start < stop and abs(dot.label_y - other_y) < LABEL_HEIGHT:
+                dot.label_y = round(other_y + LABEL_HEIGHT, 2)
+        placed.append((start, stop, dot.label_y))

@@ -1,0 +1,97 @@
+"""What an evaluation and a leaderboard say: the documents that are printed, shown and compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from noise2next.config import Frozen, Weighting
+from noise2next.evaluation.significance import Interval
+
+
+class EvaluationReport(Frozen):
+    """One model on one split. `metrics` and `lists` are by part (valid, test), then by name (`recall@20`)."""
+
+    dataset: str
+    variant: str
+    model: str
+    options: dict[str, Any]
+    weighting: Weighting
+    split: str
+    history: str
+    mask_seen: bool
+    data_version: str
+    fingerprint: str
+    code_version: str
+    seed: int
+    parameters: int  # learned numbers
+    users: dict[str, int]  # judged
+    left_out: dict[str, int]  # something to find, but no history to go by
+    metrics: dict[str, dict[str, Interval]]
+    lists: dict[str, dict[str, float]]
+    bands: list[float]  # the test lists' places (largest cutoff up to 20) by tenth of the catalogue, popular first
+    trained_bands: list[float]  # the training interactions likewise
+    seconds: float
+
+
+class CurvePoint(Frozen):
+    """One epoch: the summed loss, and the main metric on validation where it was measured."""
+
+    epoch: int
+    loss: float
+    metric: float | None
+
+
+class Training(Frozen):
+    """What it took to learn a model."""
+
+    seconds: float
+    epochs: int
+    best_epoch: int
+    device: str
+    curve: list[CurvePoint]
+
+
+class LeaderboardRow(Frozen):
+    """One variant. `metrics` and `lists` are of the test part, `valid` of the validation part."""
+
+    variant: str
+    model: str
+    simple: bool  # learned in one pass, without gradient steps
+    options: dict[str, Any]
+    weighting: Weighting
+    metrics: dict[str, Interval]
+    valid: dict[str, Interval]
+    lists: dict[str, float]
+    versus_best: Interval | None  # main metric, this minus the best row, paired by user; None for the best row itself
+    bands: list[float]
+    parameters: int
+    seconds_training: float
+    seconds_evaluation: float
+    epochs: int
+    best_epoch: int
+    device: str
+    curve: list[CurvePoint]
+    seed: int
+    data_version: str
+    code_version: str
+    fingerprint: str
+
+
+class LeaderboardReport(Frozen):
+    """All comparable models of one dataset, best on test first; `chosen` is the best on validation."""
+
+    dataset: str
+    split: str
+    history: str
+    mask_seen: bool
+    data_version: str
+    users: dict[str, int]
+    items: int
+    main_metric: str
+    confidence: float
+    bootstrap_samples: int
+    chosen: str
+    trained_bands: list[float]
+    rows: list[LeaderboardRow]
+    left_out: dict[str, str]  # variant: why it is not in the table
+    notes: list[str]
