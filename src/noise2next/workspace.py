@@ -138,6 +138,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a place to write a large file at; on a clean exit it takes `path` whole, else nothing has changed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    fresh = Path(name)
+    try:
+        yield fresh
+        with fresh.open("rb+") as file:
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        os.replace(fresh, path)
+        _sync_folder(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Replace one file by `document`, keys sorted, so that equal documents are equal bytes."""
     write_atomically(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())

@@ -22,11 +22,12 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
@@ -47,6 +48,7 @@ from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
 from noise2next.models.artifact import Artifact
 from noise2next.nn.top_k import top_k
+from noise2next.training.device import choose_device
 from noise2next.workspace import read_json, require, verify, write_json, writing
 
 CONTENT = Path("artifacts") / "package"
@@ -94,7 +96,15 @@ class Package:
 
     @classmethod
     def of(cls, artifact: Artifact, split: Split, dataset: Dataset) -> Package:
-        """From a trained model and the split it was trained on; a user's known history is all of the split."""
+        """From a trained model and the split it was trained on; a user's known history is all of the split.
+
+        Raises UserError where the split was prepared anew since.
+        """
+        if artifact.items.ids != split.items.ids:
+            raise UserError(
+                f"{artifact.card.variant.name}: its items are not those of the prepared split; "
+                f"`noise2next train --dataset {artifact.card.dataset} --variant {artifact.card.variant.name}` again"
+            )
         known = _all_known(split)
         weighted = weigh(known, artifact.card.variant.weighting, dataset.has_clock)
         clocked = dataset.has_clock and split.train.times is not None and len(split.train)
@@ -108,9 +118,9 @@ class Package:
         return cls(artifact, split.users, weighted, about)
 
     @classmethod
-    def load(cls, content: Path, device: torch.device | str = "cpu") -> Package:
+    def load(cls, content: Path, device: str = "cpu") -> Package:
         """From the folder `artifacts/package` of a verified package."""
-        artifact = Artifact.load(content / "model", device)
+        artifact = Artifact.load(content / "model", choose_device(device))
         artifact.model.begin_scoring()
         users = Vocabulary.load(content / "users.parquet")
         return cls(
@@ -147,7 +157,7 @@ class Package:
     def everyone(
         self, k: int, exclude_seen: bool = True
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-        """Blocks of all users in order: users [b], items [b, k] as indices, scores [b, k], -inf where no item is left."""
+        """Blocks of all users in order: users [b], items [b, k] as indices, scores [b, k] (-inf: no item is left)."""
         size = max(1, SCORES_BYTES // (4 * max(1, len(self.artifact.items))))
         for block in torch.split(torch.arange(len(self.users), device=self._device), size):
             scores, items = self._rank(self._everyone.select(block), k, exclude_seen)
@@ -215,7 +225,7 @@ class Package:
 def build(model: Path, split: Split, dataset: Dataset, place: Path, described: Model | None = None) -> Package:
     """Write the package of the trained artifact in the folder `model` to `place`, whole or not at all."""
     verify(require(model, "train"))
-    package = Package.of(Artifact.load(model), split, dataset)
+    package = Package.of(Artifact.load(model, choose_device("cpu")), split, dataset)
     with tempfile.TemporaryDirectory() as scratch, writing(place) as folder:
         content = Path(scratch) / CONTENT.name
         content.mkdir()
@@ -228,10 +238,10 @@ def build(model: Path, split: Split, dataset: Dataset, place: Path, described: M
     return package
 
 
-def check_golden(place: Path, device: torch.device | str = "cpu") -> Package:
+def check_golden(place: Path) -> Package:
     """Load the package at `place` and ask its golden questions again. Raises UserError where an answer differs."""
     content = place / CONTENT
-    package = Package.load(content, device)
+    package = Package.load(content)
     golden = Golden.model_validate(read_json(content / "golden.json"))
     for user, items, scores, answer in zip(
         golden.users, golden.items, golden.scores, package.for_users(golden.users, GOLDEN_K), strict=True
@@ -269,7 +279,7 @@ def answer_frame(package: Package, frame: pd.DataFrame, k: int, exclude_seen: bo
     )
 
 
-def _query(row: dict[str, object]) -> tuple[str | None, list[str]]:
+def _query(row: Mapping[Hashable, Any]) -> tuple[str | None, list[str]]:
     """(user, []) or (None, history) of one row."""
     history = row.get("history")
     if isinstance(history, list | tuple | np.ndarray):

@@ -102,9 +102,9 @@ class Decision(Frozen):
 
 @dataclass(frozen=True)
 class Judged:
-    """A model on the test window: users [M], per_user {"recall@20": [M]}, lists {"coverage@20": value}."""
+    """A model on the test window: users [M] as raw ids, per_user {"recall@20": [M]}, lists {"coverage@20": value}."""
 
-    users: NDArray[np.int64]
+    users: tuple[str, ...]
     per_user: Mapping[str, NDArray[np.float32]]
     lists: Mapping[str, float]
 
@@ -177,7 +177,7 @@ def _check(name: str, value: float, limit: float, passed: bool, kind: str) -> Ch
 
 def _gains(policy: Policy, one: Judged, other: Judged, asked: Sequence[tuple[str, str, float]]) -> list[Check]:
     """For each (name, metric, share): does the one-sided lower bound of the gain of `one` lie above `share`?"""
-    if not np.array_equal(one.users, other.users):
+    if one.users != other.users:
         raise ValueError("the two models were judged on different users")
     mine = np.stack([one.metric(metric) for _, metric, _ in asked], axis=1)
     theirs = np.stack([other.metric(metric) for _, metric, _ in asked], axis=1)

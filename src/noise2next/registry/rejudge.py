@@ -62,7 +62,7 @@ def judge_package(package: Package, split: Split, config: EvaluationConfig, devi
     """The package's model on the test window of `split`, every user's history read through its own vocabulary."""
     model = Translated(package.artifact.model, package.artifact.items, split.items).to(device)
     found = judge(model, split, package.artifact.card.variant.weighting, ["test"], config, device)["test"]
-    return Judged(found.users, found.per_user, found.lists)
+    return Judged(tuple(split.users.ids[user] for user in found.users), found.per_user, found.lists)
 
 
 def remarks(package: Package, split: Split) -> list[str]:

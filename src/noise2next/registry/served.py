@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from noise2next.errors import UserError
 from noise2next.registry.packaging import CONTENT, Package, answer_frame

@@ -104,7 +104,7 @@ def tracking_uri(settings: Settings, space: Workspace) -> str:
 
 
 def run_page(settings: Settings, space: Workspace, run_id: str) -> str:
-    """Where a person sees a run: on the tracking server, or on the MLflow UI that `make ui` opens over the local store."""
+    """Where a person sees a run: the tracking server, or the MLflow UI that `make ui` opens over the local store."""
     uri = tracking_uri(settings, space)
     server = uri.rstrip("/") if uri.startswith(("http:", "https:")) else "http://localhost:5000"
     experiment = connect(settings, space).get_run(run_id).info.experiment_id

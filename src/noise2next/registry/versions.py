@@ -5,11 +5,14 @@ The order of a registration is log, register, fetch back, hash, ask the golden q
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlparse
 
 import mlflow.artifacts
@@ -27,6 +30,8 @@ from noise2next.registry.promotion import Decision, Version
 from noise2next.registry.tracking import connect, experiment_of, tracking_uri
 from noise2next.workspace import MANIFEST, Workspace, digest, verify, writing
 
+__all__ = ["ModelRegistry", "ModelVersion", "as_version"]
+
 log = logging.getLogger(__name__)
 
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # how MLflow says that an alias is not there
@@ -40,6 +45,13 @@ class ModelRegistry:
         self.client = connect(settings, space)
         self._space = space
         self._uri = tracking_uri(settings, space)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One registration at a time on this machine."""
+        with self._space.tracking_store.with_suffix(".db.register.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def at(self, alias: str) -> ModelVersion | None:
         """The version that an alias points to, or None."""
@@ -59,6 +71,27 @@ class ModelRegistry:
         chosen = f"name = '{self.name}' and tags.fingerprint = '{fingerprint}' and tags.verified = 'true'"
         found = self.client.search_model_versions(chosen, order_by=["version_number DESC"], max_results=1)
         return found[0] if found else None
+
+    def champion(self) -> ModelVersion:
+        """Raises UserError where nothing was promoted yet."""
+        found = self.at("champion")
+        if found is None:
+            raise UserError(
+                f"{self.name}: there is no champion yet; `noise2next run` or `noise2next register` makes one"
+            )
+        return found
+
+    def promote(self, version: ModelVersion, over: ModelVersion | None) -> None:
+        """Move `previous` to the champion `over`, then `champion` to `version`: the last step of all.
+
+        Raises UserError, and moves nothing, if the champion is no longer the one that was compared.
+        """
+        now = self.at("champion")
+        if (now and now.version) != (over and over.version):
+            raise UserError(f"{self.name}: another registration moved the champion meanwhile; register again")
+        if over is not None:
+            self.point("previous", over.version)
+        self.point("champion", version.version)
 
     def publish(self, model: Path, split: Split, dataset: Dataset, run_id: str) -> ModelVersion:
         """Package the trained artifact in the folder `model`, log and register it, fetch it back and verify it.
@@ -94,7 +127,8 @@ class ModelRegistry:
             raise UserError(f"{place}: the package of {self.name} version {version.version} is gone; register again")
         if digest(place) != version.tags["digest"]:
             raise UserError(
-                f"{place / MANIFEST}: not the manifest that {self.name} version {version.version} was registered with; register again"
+                f"{place / MANIFEST}: not the one that {self.name} version {version.version} was registered with; "
+                "register again"
             )
         verify(place)
         return place
@@ -120,7 +154,7 @@ class ModelRegistry:
         described = Model(
             artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
         )
-        status = "FAILED"
+        status: Literal["READY", "FAILED"] = "FAILED"
         try:
             package = packaging.build(model, split, dataset, place, described)
             self.client.log_model_artifacts(logged.model_id, str(place))
