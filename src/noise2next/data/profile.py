@@ -67,8 +67,8 @@ def _rows(table: ir.Table, dataset: Dataset) -> Profile:
     if "time" in table.columns:
         facts["empty_times"] = table.time.isnull().sum()
         facts["early_times"] = (table.time < 0).sum()
-        facts["time_span"] = table.time.max() - table.time.min()
     if dataset.has_clock:
+        facts["days"] = (table.time.max() - table.time.min()) / DAY
         facts["future_times"] = (table.time > time.time_ns() // 1000 + DAY).sum()
     if "rating" in table.columns:
         facts["endless_ratings"] = (table.rating.isnan() | table.rating.isinf()).sum()

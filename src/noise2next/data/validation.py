@@ -71,7 +71,7 @@ class ValidationReport(Frozen):
 
 @dataclass(frozen=True)
 class Check:
-    """An expectation in plain words. `breach` may name the profile's facts as {read}, shares as {bad_share%}."""
+    """An expectation in plain words. `breach` may name the profile's facts as {read}, shares as {bad_share}."""
 
     name: str
     meaning: str
@@ -126,7 +126,7 @@ def _profile_checks(dataset: Dataset, profile: Profile) -> list[Check]:
             "bad_share",
             "Few rows of the log are unreadable; exact duplicates do not count as such.",
             f"at most {percent(dataset.max_bad_share)}",
-            f"{{bad_share%}} of {{read}} rows are unreadable, above max_bad_share {percent(dataset.max_bad_share)}",
+            f"{{bad_share}} of {{read}} rows are unreadable, above max_bad_share {percent(dataset.max_bad_share)}",
             high=dataset.max_bad_share,
             remedy="mend the log or raise max_bad_share in params.yaml",
         ),
@@ -199,9 +199,15 @@ def _split_checks(dataset: Dataset) -> list[Check]:
             checks.append(_at_least(f"{one}s_of_core", 1, meaning, breach, remedy))
     remedy = "name another split in params.yaml"
     if split == "global_time":
-        meaning = "Time passes between the first row and the last, so that windows can be cut."
         checks.append(
-            _at_least("time_span", 1, meaning, "all rows have the same time, which global_time cannot cut", remedy)
+            _bounded(
+                "days",
+                "Time passes between the first row and the last, so that windows can be cut.",
+                "more than 0",
+                "all rows have the same time, which global_time cannot cut",
+                low=1e-12,
+                remedy=remedy,
+            )
         )
     else:
         meaning = f"Some users have the three rows that the split {split} cuts."
@@ -216,7 +222,7 @@ def _shape_checks() -> list[Check]:
             "largest_item_share",
             "No single item dominates the log.",
             "at most 25.0 %",
-            "one item has {largest_item_share%} of the rows, so popularity alone will score well",
+            "one item has {largest_item_share} of the rows, so popularity alone will score well",
             high=0.25,
             blocking=False,
         ),
@@ -224,7 +230,7 @@ def _shape_checks() -> list[Check]:
             "duplicate_share",
             "Few rows are exact duplicates of another.",
             "at most 10.0 %",
-            "{duplicate_share%} of the rows are exact duplicates, which were set aside",
+            "{duplicate_share} of the rows are exact duplicates, which were set aside",
             high=0.1,
             blocking=False,
         ),
@@ -342,8 +348,7 @@ def _name(outcome: ExpectationValidationResult) -> str:
 
 def _finding(table: str, check: Check, outcome: ExpectationValidationResult, profile: Profile) -> Finding:
     if table == PROFILE:
-        value = profile[check.name]
-        observed = percent(value) if check.name.endswith("_share") else f"{value:,}"
+        observed = figure(check.name, profile[check.name])
     else:
         observed = f"{outcome.result['unexpected_count']:,} of {outcome.result['element_count']:,} rows are not so"
     return Finding(
@@ -362,7 +367,7 @@ def _sentence(check: Check, finding: Finding, profile: Profile) -> str:
         return f"{finding.observed.split()[0]} {check.breach}"
     said = check.breach
     for name, value in profile.items():
-        said = said.replace(f"{{{name}%}}", percent(value)).replace(f"{{{name}}}", f"{value:,}")
+        said = said.replace(f"{{{name}}}", figure(name, value))
     return said
 
 
@@ -375,6 +380,13 @@ def _row_scope(checks: Mapping[str, Sequence[Check]], profile: Profile) -> str:
         f"The log has {profile['rows']:,} accepted rows, above the {ROW_BUDGET:,} that are read one by one; "
         "the profile was measured over all of them."
     )
+
+
+def figure(name: str, value: float) -> str:
+    """A fact of the profile for a reader: shares in per cent, counts with their thousands apart."""
+    if name.endswith("_share"):
+        return percent(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
 def percent(share: float) -> str:
