@@ -48,6 +48,16 @@ class Workspace:
         return self.root / "data.dvc"
 
     @property
+    def versioning(self) -> Path:
+        """DVC's own folder."""
+        return self.root / ".dvc"
+
+    @property
+    def downloads(self) -> Path:
+        """Archives as their publishers ship them."""
+        return self.root / ".cache" / "datasets"
+
+    @property
     def tracking_store(self) -> Path:
         """The local MLflow database, used where no tracking server is named."""
         return self.root / "mlflow.db"

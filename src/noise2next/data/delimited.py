@@ -60,7 +60,7 @@ def fields(
     quote is a letter like any other, so it never swallows the lines after it.
     """
     split = (
-        pc.split_pattern_whitespace(pc.utf8_trim(text, " ")) if separator == " " else pc.split_pattern(text, separator)
+        pc.ascii_split_whitespace(pc.utf8_trim(text, " ")) if separator == " " else pc.split_pattern(text, separator)
     )
     starts = split.offsets.to_numpy()[:-1]
     counts = np.diff(split.offsets.to_numpy())

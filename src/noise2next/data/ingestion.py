@@ -33,7 +33,7 @@ NO_ID = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "none", "None", "NONE"
 _PER_UNIT = {"s": 1e6, "ms": 1e3, "us": 1.0}  # microseconds
 _ABSURD = 32_503_680_000 * 10**6  # the year 3000 in microseconds
 _DAY = 86_400 * 10**6
-_LARGEST = 2.0**53
+_LARGEST = 9e18  # fits an int64
 _MEMORY = "1200MB"  # for the engine; beyond it, it spills
 
 
@@ -145,9 +145,9 @@ def _float(text: ir.StringColumn) -> ir.FloatingValue:
 
 
 def _whole(number: ir.FloatingValue, scale: float) -> ir.IntegerValue:
-    """number x scale as an integer, null beyond what a float64 counts exactly."""
-    scaled = (number * scale).round()
-    return ibis.cases((scaled.abs() > _LARGEST, ibis.null("float64")), else_=scaled).cast("int64")
+    """number x scale as an integer, null beyond what it can hold."""
+    scaled = number * scale
+    return ibis.cases((scaled.abs() > _LARGEST, ibis.null("float64")), else_=scaled).round()
 
 
 def _rating(rows: ir.Table, dataset: Dataset) -> tuple[ir.FloatingValue, ir.StringValue]:

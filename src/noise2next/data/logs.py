@@ -141,7 +141,7 @@ def _json(piece: Piece, place: int, dataset: Dataset) -> Batches:
     roles = roles_of(dataset)
     met: set[str] = set()
     for lines in read_lines(piece, dataset.encoding):
-        objects = [_object(line) for line in lines.text.to_pylist()]
+        objects = [parse_object(line) for line in lines.text.to_pylist()]
         if not met:
             met = {key for one in objects[:1000] if one is not None for key in one}
             if met:
@@ -156,7 +156,8 @@ def _json(piece: Piece, place: int, dataset: Dataset) -> Batches:
         yield from _undecodable(place, lines)
 
 
-def _object(line: str) -> dict[str, Any] | None:
+def parse_object(line: str) -> dict[str, Any] | None:
+    """One line of JSON, or None where it is no object."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -240,6 +241,11 @@ def column_text(column: pa.Array) -> pa.StringArray:
     return column.cast(pa.string())
 
 
+def is_scalar(kind: pa.DataType) -> bool:
+    """Whether `column_text` can spell values of this type."""
+    return not pa.types.is_nested(kind) and not pa.types.is_duration(kind) and not pa.types.is_time(kind)
+
+
 def _parts(split: pa.StringArray, piece: Piece) -> pa.StringArray:
     known = pa.array(list(PARTS))
     places = pc.index_in(split, known)
@@ -295,7 +301,7 @@ def _sequences(piece: Piece, place: int, dataset: Dataset) -> Batches:
 
 def _unrolled(place: int, numbers: NDArray[np.int64], text: pa.StringArray) -> pa.RecordBatch:
     """One row an item; a line with no item is one row that cannot be read."""
-    words = pc.split_pattern_whitespace(pc.utf8_trim_whitespace(text))
+    words = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(text))
     offsets = words.offsets.to_numpy().astype(np.int64)
     lengths = np.diff(offsets)
     rows = np.maximum(lengths - 1, 1)

@@ -1,0 +1,412 @@
+"""Recognise a raw log by looking at it: container, format, separator, header, encoding, columns, unit of time.
+
+Looking reads the first megabyte of text, the footer of Parquet, the header of `.npy`; it never opens a pickle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from noise2next.config import Columns, Format, TimeUnit
+from noise2next.data import delimited, guesses, logs
+from noise2next.data.pieces import Piece, folder_files, is_zip, pieces, utf16, zip_members
+from noise2next.errors import UserError
+
+_ROWS = 20_000  # looked at
+_ROLES = ("user", "item", "time", "rating")
+_COMMON = ("\t", "::", ",", ";", "|", " ")
+_ALIKE = 0.9  # share of lines that must agree
+_PART = re.compile(r"(^|[^a-z])(u[a0-9]|train|training|valid|validation|val|test|base|dev)([^a-z]|$)")
+_KNOWN = ("u.data", "ratings.dat", "ratings.csv", "user_artists.dat", "interactions.csv")
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a person said; None is found by looking."""
+
+    format: Format | None = None
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    rating: str | None = None
+    time_unit: TimeUnit | None = None
+    member: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recognised log. `path` is what is to be taken in: the given path, or one file of a given folder."""
+
+    path: Path
+    format: Format
+    member: str | None = None
+    separator: str | None = None
+    header: bool = True
+    encoding: str = "utf-8"
+    columns: Columns = field(default_factory=Columns)
+    time_unit: TimeUnit | None = None
+    names: tuple[str, ...] = ()  # all columns
+    first_time: str | None = None  # as a date, or as written where there is no clock
+    rows_peeked: int = 0
+    left_out: tuple[str, ...] = ()  # members or files beside the log
+    one_each: bool = False  # official split with one validation row a user
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The start of a piece of text, decoded, cut into whole lines without blank ones."""
+
+    lines: list[str]
+    encoding: str
+
+
+def recognise(path: Path, hints: Hints = Hints()) -> Source:
+    """What the log at `path` (a file, a zip, a folder) is.
+
+    Raises UserError where nothing is there, where it cannot be a log, and where a choice or a column cannot be told.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path")
+    if _has_official_lists(path, hints):
+        return _official(path)
+    if path.is_dir():
+        return _folder(path, hints)
+    if is_zip(path):
+        return _choose(path, zip_members(path, str(path)), hints)
+    return replace(_look(Piece(path, str(path)), hints), path=path)
+
+
+# --- containers -------------------------------------------------------------------------------------------------------
+
+
+def _has_official_lists(path: Path, hints: Hints) -> bool:
+    if hints.format is not None:
+        return hints.format == "diffrec"
+    if path.is_dir():
+        names = {one.name for one in folder_files(path)}
+    else:
+        names = (
+            {(one.member or "").rsplit("/", 1)[-1] for one in zip_members(path, str(path))} if is_zip(path) else set()
+        )
+    return set(logs.LISTS) <= names
+
+
+def _official(path: Path) -> Source:
+    if not path.is_dir() and not is_zip(path):
+        raise UserError(f"{path}: the format diffrec is a folder or zip with {', '.join(logs.LISTS)}; give that")
+    lists = logs.official_lists(path, str(path))
+    sizes = {part: len(logs.load_pairs(piece)) for part, piece in lists.items()}
+    return Source(path, "diffrec", time_unit="order", rows_peeked=sum(sizes.values()))
+
+
+def _folder(path: Path, hints: Hints) -> Source:
+    """Files of one make are one log; among different ones the log is chosen as in a zip."""
+    files = folder_files(path)
+    if not files:
+        raise UserError(f"{path}: the folder holds no file; give the log itself")
+    if any(is_zip(one) for one in files):
+        raise UserError(f"{path}: the folder holds zips; give one zip, or a folder of their contents")
+    streams = [Piece(one, str(one), one.relative_to(path).as_posix(), one.stat().st_size) for one in files]
+    plain = [replace(stream, member=None) for stream in streams]
+    found = [_attempt(piece, hints) for piece in plain]
+    makes = {_make(one) if isinstance(one, Source) else None for one in found}
+    first = found[0]
+    if len(makes) == 1 and isinstance(first, Source):
+        return replace(first, path=path)
+    chosen = _chosen(path, streams, found, hints)
+    return replace(chosen, path=path / (chosen.member or ""), member=None)
+
+
+def _make(source: Source) -> tuple[object, ...]:
+    return (source.format, source.separator, source.header, source.columns, source.time_unit)
+
+
+def _choose(path: Path, members: list[Piece], hints: Hints) -> Source:
+    if hints.member is not None:
+        piece = pieces(path, str(path), hints.member)[0]
+        return replace(_look(piece, hints), path=path, member=hints.member)
+    if not members:
+        raise UserError(f"{path}: the zip is empty; give the log itself")
+    if len(members) == 1:
+        return replace(_look(members[0], hints), path=path, member=members[0].member)
+    return replace(_chosen(path, members, [_attempt(one, hints) for one in members], hints), path=path)
+
+
+def _attempt(piece: Piece, hints: Hints) -> Source | UserError:
+    try:
+        return _look(piece, hints)
+    except UserError as error:
+        return error
+
+
+def _chosen(path: Path, streams: Sequence[Piece], found: Sequence[Source | UserError], hints: Hints) -> Source:
+    """The interaction log among files of a publisher: users, items and, best, times and ratings; no mere part of it."""
+    ranks = {
+        stream.member or "": _rank(stream.member or "", source)
+        for stream, source in zip(streams, found, strict=True)
+        if isinstance(source, Source)
+    }
+    if not ranks:
+        raise _nothing_found(path, streams, found)
+    best = max(ranks.values())
+    leaders = [name for name, rank in ranks.items() if rank == best]
+    if len(leaders) > 1:
+        raise UserError(f"{path}: {', '.join(leaders)} may each be the log; choose one with --member")
+    looked = {stream.member: source for stream, source in zip(streams, found, strict=True)}
+    source = looked[leaders[0]]
+    assert isinstance(source, Source)
+    others = tuple(name for name in (stream.member or "" for stream in streams) if name != leaders[0])
+    return replace(source, member=leaders[0], left_out=others)
+
+
+def _rank(name: str, source: Source) -> tuple[bool, bool, int]:
+    """Higher is likelier: known by name, no part of a split, times and ratings present."""
+    base = name.rsplit("/", 1)[-1].lower()
+    facts = 2 * (source.time_unit is not None) + (source.columns.rating is not None)
+    return base in _KNOWN, _PART.search(base) is None, facts
+
+
+def _nothing_found(path: Path, streams: Sequence[Piece], found: Sequence[Source | UserError]) -> UserError:
+    pickled = [error for error in found if isinstance(error, UserError) and "a pickle" in str(error)]
+    if len(pickled) == len(found):
+        return pickled[0]
+    listed = ", ".join(stream.member or "" for stream in streams)
+    return UserError(
+        f"{path}: no interaction log told among {listed}; name it with --member and its columns with --user and --item"
+    )
+
+
+# --- one piece --------------------------------------------------------------------------------------------------------
+
+
+def _look(piece: Piece, hints: Hints) -> Source:
+    start = piece.head()
+    if hints.format in ("parquet", "diffurec") or (hints.format is None and start[:4] == b"PAR1"):
+        return _parquet(piece, hints)
+    if start[:6] == b"\x93NUMPY":
+        raise UserError(
+            f"{piece.name}: a single .npy; the format diffrec is a folder or zip of {', '.join(logs.LISTS)}"
+        )
+    text = _text(piece, start)
+    kind = hints.format or _kind(piece, text)
+    if kind == "json":
+        return _json(piece, text, hints)
+    if kind == "sequences":
+        return Source(piece.path, "sequences", encoding=text.encoding, time_unit="order", rows_peeked=len(text.lines))
+    return _delimited(piece, text, hints)
+
+
+def _text(piece: Piece, start: bytes) -> _Text:
+    encoding = _encoding(start)
+    if encoding == "utf-8":
+        decoded = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
+    else:
+        decoded = start[: len(start) // 2 * 2].decode(encoding, "replace").removeprefix("\ufeff")
+    odd = sum(decoded.count(chr(code)) for code in (*range(0, 9), *range(14, 32)) if chr(code) != "\x01")
+    if odd > 0.02 * len(decoded):
+        raise UserError(
+            f"{piece.name}: neither text nor Parquet; give the log as delimited text, JSON lines or Parquet"
+        )
+    lines = decoded.split("\n")
+    if len(start) >= (1 << 20) and len(lines) > 1:
+        lines.pop()  # cut off in its middle
+    lines = [bare for line in lines[:_ROWS] if (bare := line.rstrip("\r")).strip(" ")]
+    if not lines:
+        raise UserError(f"{piece.name}: the file holds only blank lines; give the interaction log itself")
+    return _Text(lines, encoding)
+
+
+def _encoding(start: bytes) -> str:
+    """UTF-16 by its zeros; Latin-1 where bytes above 127 stand as letters and never form UTF-8; else UTF-8."""
+    if utf16(start):
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return "utf-16"
+        return "utf-16-le" if start[:200][1::2].count(0) >= start[:200][::2].count(0) else "utf-16-be"
+    try:
+        start[: max(start.rfind(b"\n"), 0) or len(start)].decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    else:
+        return "utf-8"
+    letters = re.search(rb"[A-Za-z][\xc0-\xff]|[\xc0-\xff][A-Za-z]", start)
+    controls = re.search(rb"[\x80-\x9f]", start)
+    return "latin-1" if letters and not controls else "utf-8"
+
+
+def _kind(piece: Piece, text: _Text) -> Format:
+    first = text.lines[0].lstrip()
+    if first.startswith("["):
+        raise UserError(f"{piece.name}: line 1 opens a JSON array; write one object a line (JSON lines)")
+    if first.startswith("{"):
+        return "json"
+    sample = text.lines[:1000]
+    lengths = Counter(len(line.split()) for line in sample)
+    words = all(re.fullmatch(r"\s*\S+(\s+\S+)*\s*", line) and not re.search(r"[,;|:\"]", line) for line in sample)
+    ragged = lengths.most_common(1)[0][1] < _ALIKE * len(sample) and max(lengths) > 2
+    return "sequences" if words and ragged else "delimited"
+
+
+# --- delimited text ---------------------------------------------------------------------------------------------------
+
+
+def _delimited(piece: Piece, text: _Text, hints: Hints) -> Source:
+    separator = _separator(text.lines[:2000])
+    if separator is None:
+        raise UserError(
+            f"{piece.name}: line 1 has no separator that the other lines share; give delimited text with user and item"
+        )
+    records = [delimited.split_line(line, separator) for line in text.lines]
+    header = _has_header(records, hints)
+    width = Counter(len(record) for record in records).most_common(1)[0][0]
+    names = delimited.header_names(text.lines[0], separator) if header else [str(k + 1) for k in range(width)]
+    body = [record for record in records[header:] if len(record) == len(names)]
+    values = {name: [record[k].strip() for record in body] for k, name in enumerate(names)}
+    source = Source(piece.path, "delimited", None, separator, header, text.encoding, rows_peeked=len(body))
+    return _with_columns(piece, source, values, hints, by_content=not header)
+
+
+def _separator(lines: Sequence[str]) -> str | None:
+    """The one that cuts most lines into equally many fields, and into the most."""
+    odd = {char for char in lines[0] if not char.isalnum() and char not in " ._-+\"'/:@,;|\t#(){}[]!?&=%$*\\"}
+    candidates = (*_COMMON, *sorted(odd))
+    best: tuple[int, int] | None = None
+    chosen = None
+    for rank, separator in enumerate(candidates):
+        counts = Counter(len(delimited.split_line(line, separator)) for line in lines)
+        fields, agreeing = counts.most_common(1)[0]
+        score = (fields, -rank)
+        if fields > 1 and agreeing >= _ALIKE * len(lines) and (best is None or score > best):
+            best, chosen = score, separator
+    return chosen
+
+
+def _has_header(records: list[list[str]], hints: Hints) -> bool:
+    """Names of columns stand where numbers stand below, or are ones that logs have."""
+    first, body = records[0], records[1:1000]
+    said = [one for one in (hints.user, hints.item, hints.time, hints.rating) if one is not None]
+    if said and all(one in [name.strip() for name in first] for one in said) and not all(one.isdigit() for one in said):
+        return True
+    if any(guesses.share_numeric([cell]) for cell in first):
+        return False
+    if any(guesses.named(role, [cell.split(":")[0] for cell in first]) for role in ("user", "item")):
+        return True
+    return any(
+        guesses.share_numeric([record[k] for record in body if len(record) == len(first)]) > _ALIKE
+        for k in range(len(first))
+    )
+
+
+# --- JSON lines and Parquet -------------------------------------------------------------------------------------------
+
+
+def _json(piece: Piece, text: _Text, hints: Hints) -> Source:
+    objects = [logs.parse_object(line) for line in text.lines]
+    good = [one for one in objects if one is not None]
+    if len(good) < len(objects) / 2:
+        place = next(number for number, one in enumerate(objects, 1) if one is None)
+        raise UserError(f"{piece.name}: line {place} is not a JSON object; write one valid object a line")
+    names = list(dict.fromkeys(key for one in good for key in one))
+    values = {name: [logs.scalar_text(one.get(name)) for one in good] for name in names}
+    source = Source(piece.path, "json", encoding=text.encoding, rows_peeked=len(good))
+    return _with_columns(piece, source, values, hints)
+
+
+def _parquet(piece: Piece, hints: Hints) -> Source:
+    with logs.open_parquet(piece) as file:
+        names = file.schema_arrow.names
+        if not file.metadata.num_rows:
+            raise UserError(f"{piece.name}: holds no row; give the interaction log itself")
+        batch = next(file.iter_batches(batch_size=_ROWS))
+        values = {
+            name: logs.column_text(batch.column(name)).to_pylist()
+            for name in names
+            if logs.is_scalar(file.schema_arrow.field(name).type)
+        }
+        parts = Counter[str]()
+        if "split" in values:
+            for one in file.iter_batches(columns=["split"]):
+                found = pc.value_counts(logs.column_text(one.column("split"))).to_pylist()
+                parts.update({str(count["values"]): count["counts"] for count in found})
+    official = {logs.PARTS.get(part) for part in parts} == set(logs.PARTS.values())
+    if hints.format == "diffurec" and not official:
+        raise UserError(f"{piece.name}: the format diffurec needs a column split with train, val and test; correct it")
+    kind: Format = "diffurec" if official and hints.format != "parquet" else "parquet"
+    source = _with_columns(piece, Source(piece.path, kind, rows_peeked=len(batch)), values, hints)
+    if kind == "parquet":
+        return source
+    with logs.open_parquet(piece) as file:
+        users = pc.count_distinct(file.read(columns=[source.columns.user]).column(0)).as_py()
+    return replace(source, one_each=sum(n for part, n in parts.items() if logs.PARTS[part] == "valid") <= users)
+
+
+# --- columns and time -------------------------------------------------------------------------------------------------
+
+
+def _with_columns(
+    piece: Piece, source: Source, values: Mapping[str, guesses.Values], hints: Hints, by_content: bool = False
+) -> Source:
+    """Fill in columns, unit of time and the first time: what was said first, then names, or contents without names."""
+    said = {role: name for role in _ROLES if (name := getattr(hints, role)) is not None}
+    for role, name in said.items():
+        if name not in values:
+            raise UserError(
+                f"{piece.name}: no column {name!r} for the {role}; it has {', '.join(values)}; correct --{role}"
+            )
+    free = [name for name in values if name not in said.values()]
+    wanted = [role for role in _ROLES if role not in said]
+    if by_content:
+        places = guesses.roles_by_content([values[name] for name in free], wanted)
+        guessed = {role: [free[place]] for role, place in places.items()}
+    else:
+        guessed = {role: guesses.named(role, free) for role in wanted}
+    chosen = said | {role: found[0] for role, found in guessed.items() if found and role in ("user", "item")}
+    for role in ("user", "item"):
+        if role not in chosen:
+            raise UserError(
+                f"{piece.name}: no column told as the {role} among {', '.join(values)}; name it with --{role}"
+            )
+    numeric = [name for name in guessed.get("rating", []) if guesses.share_numeric(values[name]) >= _ALIKE]
+    rating = said.get("rating", numeric[0] if numeric else None)
+    time, unit = _clock(piece, values, guessed.get("time", []), hints)
+    columns = Columns(user=chosen["user"], item=chosen["item"], time=time, rating=rating)
+    return replace(
+        source,
+        columns=columns,
+        time_unit=unit,
+        names=tuple(values),
+        first_time=None if time is None or unit is None else _first_time(values[time], unit),
+    )
+
+
+def _clock(
+    piece: Piece, values: Mapping[str, guesses.Values], guessed: Sequence[str], hints: Hints
+) -> tuple[str | None, TimeUnit | None]:
+    """The column of times and its unit; a guessed column whose unit cannot be told is passed over."""
+    if hints.time is not None:
+        unit = hints.time_unit or guesses.time_unit(values[hints.time])
+        if unit is None:
+            example = next((value for value in values[hints.time] if value), "")
+            raise UserError(
+                f"{piece.name}: column {hints.time!r} holds {example!r}, a time of no known unit; say --time-unit"
+            )
+        return hints.time, unit
+    for name in guessed:
+        unit = hints.time_unit or guesses.time_unit(values[name])
+        if unit is not None:
+            return name, unit
+    if hints.time_unit not in (None, "order"):
+        raise UserError(f"{piece.name}: no column told as the time among {', '.join(values)}; name it with --time")
+    return None, hints.time_unit
+
+
+def _first_time(values: guesses.Values, unit: TimeUnit) -> str | None:
+    first = next((value for value in values if value), None)
+    if first is None or unit == "order":
+        return first
+    return guesses.date(first, unit)

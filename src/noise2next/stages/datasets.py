@@ -1,0 +1,393 @@
+"""Take logs in: copy one into data/, version data/ with DVC, and write its entry into params.yaml; or nothing of it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import CommentMark
+from ruamel.yaml.tokens import CommentToken
+
+from noise2next.config import NAME, Format, Frozen, TimeUnit, load_params, yaml_round_trip
+from noise2next.data import fetch as publisher
+from noise2next.data import sample as generated
+from noise2next.data.pieces import folder_files
+from noise2next.data.sources import Hints, Source, recognise
+from noise2next.errors import UserError
+from noise2next.workspace import Workspace, write_atomically
+
+log = logging.getLogger(__name__)
+
+SAMPLE = "sample"
+_K_CORE = 5
+_FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit")
+
+
+class AddReport(Frozen):
+    """What was recognised and decided; `entry` is the dataset's place in params.yaml as it now stands."""
+
+    dataset: str
+    path: str  # below data/
+    format: str
+    member: str | None
+    left_out: list[str]  # other members of the archive, or files of the folder
+    separator: str | None
+    header: bool | None
+    encoding: str | None
+    columns: dict[str, str]
+    other_columns: list[str]
+    time_unit: str | None
+    first_time: str | None
+    rows_peeked: int
+    positive: str
+    k_core: int
+    split: dict[str, Any]
+    notes: list[str]
+    next: str
+
+
+class FetchReport(Frozen):
+    """Where a publisher's archive lies, and how it was taken in."""
+
+    archive: str
+    added: AddReport
+
+
+class SampleReport(Frozen):
+    """The generated log; not versioned where data/ lacks files of other datasets."""
+
+    path: str
+    seed: int
+    versioned: bool
+
+
+def add(
+    root: Path,
+    name: str,
+    path: Path,
+    format: str | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+    rating: str | None = None,
+    time_unit: str | None = None,
+    positive: str | None = None,
+    split: str | None = None,
+    k_core: int | None = None,
+    member: str | None = None,
+) -> AddReport:
+    """Copy the log into data/`name`/, version data/, and write the entry `name`; a dataset of this name gets new data.
+
+    Of an entry that is there, what was not found by looking and not said now stays (presets, k_core, ...). Raises
+    UserError for a log that is not recognised and for an entry that is not consistent; then nothing has changed.
+    """
+    space = Workspace(root, name)
+    if not NAME.fullmatch(name):
+        raise UserError(f"datasets add: {name!r} is no usable name; take lower-case letters, digits, '-' and '_'")
+    if format is not None and format not in get_args(Format):
+        raise UserError(f"--format {format!r} is none of {', '.join(get_args(Format))}")
+    if time_unit is not None and time_unit not in get_args(TimeUnit):
+        raise UserError(f"--time-unit {time_unit!r} is none of {', '.join(get_args(TimeUnit))}")
+    hints = Hints(cast(Format | None, format), user, item, time, rating, cast(TimeUnit | None, time_unit), member)
+    source = recognise(path, hints)
+    with _alone(space):
+        tree = _tree(space)
+        known = name in tree["datasets"]
+        _write_entry(tree["datasets"], name, source, {"positive": positive, "split": split, "k_core": k_core})
+        text = _text(tree)
+        _check(space, text)
+        _refuse_loss(space)
+        with _restored(space.data_pointer), _placed(space, source):
+            version(space)
+            write_atomically(space.params, text)
+    log.info("datasets: %s is in %s", name, space.data / name)
+    return _report(space, source, known)
+
+
+def fetch(root: Path, name: str, base_url: str | None = None) -> FetchReport:
+    """Get a public log from its publisher, or from the cache, and take it in under its own name."""
+    archive = publisher.fetch(name, Workspace(root, name).downloads, base_url)
+    return FetchReport(archive=str(archive), added=add(root, name, archive))
+
+
+def sample(root: Path, seed: int = 1) -> SampleReport:
+    """Write the generated log that the entry `sample` reads."""
+    space = Workspace(root, SAMPLE)
+    place = space.data / load_params(space.params).dataset(SAMPLE).path
+    with _alone(space):
+        generated.write(place, seed)
+        versioned = not _lacking(space)
+        if versioned:
+            version(space)
+    return SampleReport(path=str(place), seed=seed, versioned=versioned)
+
+
+# --- the version of data/ ---------------------------------------------------------------------------------------------
+
+
+def version(space: Workspace) -> None:
+    """Let DVC record what data/ holds in data.dvc. Where DVC was never set up it is, without git where there is none.
+
+    Raises UserError with DVC's own words.
+    """
+    if not space.versioning.is_dir():
+        top = _git_top(space.root)
+        scope = ["--no-scm"] if top is None else [] if top == space.root.resolve() else ["--subdir"]
+        _dvc(space, "init", "--quiet", *scope)
+    _dvc(space, "add", "--quiet", space.data.name)
+
+
+def _git_top(folder: Path) -> Path | None:
+    return next((one for one in (folder.resolve(), *folder.resolve().parents) if (one / ".git").exists()), None)
+
+
+def _dvc(space: Workspace, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=space.root,
+        env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise UserError(f"{space.data}: `dvc {' '.join(arguments)}` failed, nothing was changed: {words}")
+
+
+def _lacking(space: Workspace) -> list[str]:
+    """Datasets whose log is versioned but not here, as after a clone without `dvc pull`."""
+    if not space.data_pointer.is_file():
+        return []
+    datasets = load_params(space.params).datasets
+    return [name for name, one in datasets.items() if not (space.data / one.path).exists()]
+
+
+def _refuse_loss(space: Workspace) -> None:
+    """A new version of data/ must not lose the logs that are not here just now."""
+    for name in _lacking(space):
+        if name == SAMPLE:
+            generated.write(space.data / load_params(space.params).dataset(name).path, seed=1)
+        elif name != space.dataset:
+            raise UserError(
+                f"{space.data}: the log of dataset {name} is not here and would be lost from the next version; fetch it"
+                " with `dvc pull`, or remove its entry from params.yaml"
+            )
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _alone(space: Workspace) -> Iterator[None]:
+    """One change of data/ and params.yaml at a time."""
+    shared = space.artifacts.parent
+    shared.mkdir(parents=True, exist_ok=True)
+    with (shared / ".datasets.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _placed(space: Workspace, source: Source) -> Iterator[None]:
+    """The log in data/<name>/, copied beside and moved in; the former content comes back when what follows fails."""
+    place = space.data / space.dataset
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".add-", dir=space.artifacts.parent) as scratch:
+        fresh, former = Path(scratch) / "fresh", Path(scratch) / "former"
+        _copy(source.path, fresh)
+        with contextlib.ExitStack() as undo:
+            if place.exists():
+                os.replace(place, former)
+                undo.callback(os.replace, former, place)
+            os.replace(fresh, place)
+            undo.callback(shutil.rmtree, place)
+            yield
+            undo.pop_all()
+
+
+def _copy(path: Path, folder: Path) -> None:
+    files = folder_files(path) if path.is_dir() else [path]
+    for file in files:
+        target = folder / (file.relative_to(path) if path.is_dir() else file.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+@contextlib.contextmanager
+def _restored(file: Path) -> Iterator[None]:
+    """Put one file back as it was when what follows fails."""
+    with contextlib.ExitStack() as undo:
+        if file.is_file():
+            undo.callback(write_atomically, file, file.read_bytes())
+        else:
+            undo.callback(file.unlink, missing_ok=True)
+        yield
+        undo.pop_all()
+
+
+# --- the entry --------------------------------------------------------------------------------------------------------
+
+
+def _tree(space: Workspace) -> CommentedMap:
+    """params.yaml with its comments, after a check that it is sound."""
+    load_params(space.params)
+    tree: CommentedMap = yaml_round_trip().load(space.params.read_text(encoding="utf-8"))
+    return tree
+
+
+def _text(tree: CommentedMap) -> bytes:
+    out = io.BytesIO()
+    yaml_round_trip().dump(tree, out)
+    return out.getvalue()
+
+
+def _check(space: Workspace, text: bytes) -> None:
+    """Read the new params.yaml before it replaces the old one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Path(scratch) / space.params.name
+        trial.write_bytes(text)
+        try:
+            load_params(trial)
+        except UserError as error:
+            raise UserError(str(error).replace(str(trial), f"datasets add {space.dataset}")) from error
+
+
+def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[str, Any]) -> None:
+    """Lay what was found and said over the entry, or make a new one with defaults."""
+    new = name not in datasets
+    if new:
+        _append(datasets, name, CommentedMap())
+    entry = datasets[name]
+    found = _found(name, source)
+    for key in _FOUND:
+        if found.get(key) is not None:
+            entry[key] = found[key]
+        else:
+            entry.pop(key, None)
+    if said["positive"] is not None:
+        entry["positive"] = said["positive"]
+    if said["k_core"] is not None or new:
+        entry["k_core"] = said["k_core"] or (1 if source.format in ("diffrec", "diffurec") else _K_CORE)
+    if said["split"] is not None or new:
+        entry["split"] = _flow(_split(source, said["split"]))
+
+
+def _found(name: str, source: Source) -> dict[str, Any]:
+    delimited = source.format == "delimited"
+    columns = {role: column for role, column in source.columns.model_dump().items() if column is not None}
+    return {
+        "path": name if source.path.is_dir() else f"{name}/{source.path.name}",
+        "member": source.member,
+        "format": source.format,
+        "separator": source.separator,
+        "header": False if delimited and not source.header else None,
+        "encoding": source.encoding if source.encoding != "utf-8" else None,
+        "columns": _flow(columns) if source.format not in ("diffrec", "sequences") else None,
+        "time_unit": source.time_unit,
+    }
+
+
+def _split(source: Source, kind: str | None) -> dict[str, Any]:
+    """The asked split, or the most honest one that the log allows."""
+    if kind is None:
+        if source.format in ("diffrec", "diffurec"):
+            kind = "official"
+        elif source.time_unit is None:
+            kind = "random"
+        else:
+            kind = "leave_one_out" if source.time_unit == "order" else "global_time"
+    if kind == "official" and not source.one_each:
+        # The `test` rows of DiffRec's files are older than their `valid` rows, which would tell of the future.
+        return {"kind": kind, "history": "train"}
+    return {"kind": kind}
+
+
+def _flow(values: dict[str, Any]) -> CommentedMap:
+    """A mapping on one line."""
+    node = CommentedMap(values)
+    node.fa.set_flow_style()
+    return node
+
+
+def _append(datasets: CommentedMap, name: str, entry: CommentedMap) -> None:
+    """Add the last dataset; the blank lines and comments before the section that follows stay before it."""
+    following = _following(datasets)
+    datasets[name] = entry
+    if following:
+        entry["path"] = ""
+        entry.ca.items["path"] = [None, None, CommentToken(following, CommentMark(0), None), None]
+
+
+def _following(node: CommentedMap) -> str:
+    """Cut off what stands after the last line of a block, where ruamel keeps it: at its innermost last key."""
+    while node:
+        last = next(reversed(node))
+        token = (node.ca.items.get(last) or [None] * 4)[2]
+        if token is not None and "\n" in token.value:
+            kept, _, following = token.value.partition("\n")
+            token.value = kept + "\n"
+            return f"\n{following}" if following else ""
+        if not isinstance(node[last], CommentedMap) or node[last].fa.flow_style():
+            return ""
+        node = node[last]
+    return ""
+
+
+# --- what the person is told ------------------------------------------------------------------------------------------
+
+
+def _report(space: Workspace, source: Source, known: bool) -> AddReport:
+    dataset = load_params(space.params).dataset(space.dataset)
+    text = source.format in ("delimited", "json", "sequences")
+    columns = {role: name for role, name in source.columns.model_dump().items() if name is not None}
+    return AddReport(
+        dataset=space.dataset,
+        path=dataset.path,
+        format=source.format,
+        member=source.member,
+        left_out=list(source.left_out),
+        separator=source.separator,
+        header=source.header if source.format == "delimited" else None,
+        encoding=source.encoding if text else None,
+        columns=columns if source.names else {},
+        other_columns=[name for name in source.names if name not in columns.values()],
+        time_unit=source.time_unit,
+        first_time=source.first_time,
+        rows_peeked=source.rows_peeked,
+        positive=dataset.positive or "every row",
+        k_core=dataset.k_core,
+        split=dataset.split.model_dump(),
+        notes=_notes(source, dataset.positive, dataset.k_core, known),
+        next=f"noise2next run --dataset {space.dataset}",
+    )
+
+
+def _notes(source: Source, positive: str | None, k_core: int, known: bool) -> list[str]:
+    notes = []
+    if known:
+        notes.append(
+            "the dataset was there: its data and what was found by looking are new, the rest of its entry stays"
+        )
+    if source.columns.rating is not None and positive is None:
+        notes.append("ratings are there and every row counts as liking; --positive 'rating >= 4' counts only high ones")
+    if source.time_unit is None:
+        notes.append("the log has no time: splits and models that need one are refused, the split is drawn at random")
+    if source.time_unit == "order":
+        notes.append("the log has an order but no clock: global_time and recency by date are refused")
+    if k_core > 1 and not known:
+        notes.append(f"users and items with fewer than {k_core} interactions are left out; --k-core 1 keeps all")
+    if source.left_out:
+        notes.append("other files of the archive are left out; --member names another one")
+    return notes
