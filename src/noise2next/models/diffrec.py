@@ -19,6 +19,7 @@ from noise2next.diffusion.process import GaussianDiffusion, Parameterisation
 from noise2next.diffusion.schedule import Schedule, betas
 from noise2next.diffusion.step_sampler import StepSampler
 from noise2next.models.base import Clock, ModelConfig, Trainable
+from noise2next.nn.losses import row_error
 from noise2next.nn.mlp import Denoiser
 
 
@@ -89,9 +90,9 @@ class DiffRec(Trainable):
     def _errors(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """[B]: w_t times the mean over items of the squared error; sums and weights in float32 also under bfloat16."""
         if self.process is None:
-            return _row_error(self.denoiser(x0, t), x0)
+            return row_error(self.denoiser(x0, t), x0)
         output = self.denoiser(self.process.add_noise(x0, t, noise), t)
-        error = _row_error(output, x0 if self.config.parameterisation == "x0" else noise)
+        error = row_error(output, x0 if self.config.parameterisation == "x0" else noise)
         return self.process.loss_weight(self.config.parameterisation, t) * error if self.config.reweight else error
 
     # --- scoring (paper section 3.3) ----------------------------------------------------------------------------------
@@ -149,9 +150,9 @@ class DiffRec(Trainable):
         g = torch.zeros_like(chain.mixing[:1]).expand(len(queries), -1)
         kept, given = 1.0, 0.0
         for step in reversed(range(self.config.steps)):
-            state = torch.addmm(kept * first + (given * chain.bias + chain.conditions[step]), g, chain.mixing)
+            state = torch.addmm(first, g, chain.mixing, beta=kept).add_(given * chain.bias + chain.conditions[step])
             a, c = chain.of_row[step], chain.of_output[step]
-            g = a * g + c * self.denoiser.inner(state)
+            g = self.denoiser.inner(state).mul_(c).add_(g, alpha=a)
             kept, given = a * kept, a * given + c
         scores = F.linear(g, self.denoiser.decode.weight, given * self.denoiser.decode.bias)
         return scores if kept == 0 else scores.add_(queries.multi_hot() if noised is None else noised, alpha=kept)
@@ -205,11 +206,6 @@ def _gather(queries: Queries, table: Tensor) -> Tensor:
     """The rows' products with `table` [I, H] from their few items: [B, H]."""
     once = queries.folded()
     return F.embedding_bag(once.items, table, once.indptr[:-1], mode="sum", per_sample_weights=once.weights)
-
-
-def _row_error(output: Tensor, target: Tensor) -> Tensor:
-    """[B]: mean over items of the squared difference, in float32."""
-    return F.mse_loss(output.float(), target, reduction="none").mean(dim=1)
 
 
 def _forget_chain(model: Any, _: Any) -> None:

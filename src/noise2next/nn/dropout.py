@@ -15,17 +15,18 @@ class Dropout(nn.Module):
     """
 
     def __init__(self, p: float) -> None:
+        """0 <= p < 1."""
         super().__init__()
-        self.dropped = round(p * _LEVELS)  # of 2^16 values
+        self.dropped = min(round(p * _LEVELS), _LEVELS - 1)  # of 2^16 values
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape."""
         if not self.training or self.dropped == 0:
             return x
-        return x * self._kept(x) * (_LEVELS / (_LEVELS - self.dropped))
+        return x * self._mask(x)
 
-    def _kept(self, x: Tensor) -> Tensor:
-        """Boolean mask in the shape of `x`."""
+    def _mask(self, x: Tensor) -> Tensor:
+        """float32 in the shape of `x`: 0, or 1 / (1 - p)."""
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        lanes = words.view(torch.int16)[: x.numel()].view(x.shape)
-        return lanes >= self.dropped - _LEVELS // 2
+        lanes = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -2^15 .. 2^15 - 1
+        return lanes.float().ge_(self.dropped - _LEVELS // 2).mul_(_LEVELS / (_LEVELS - self.dropped))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noise2next.nn.activations import tanh
 from noise2next.nn.dropout import Dropout
 from noise2next.nn.time_embedding import step_embedding
 
@@ -56,9 +57,9 @@ class Denoiser(nn.Module):
 
     def inner(self, first: Tensor) -> Tensor:
         """From the first layer's sum [B, H] to the last hidden layer [B, H]."""
-        state = torch.tanh(first)
+        state = tanh(first)
         for layer in self.middle:
-            state = torch.tanh(layer(state))
+            state = tanh(layer(state))
         return state
 
     @torch.no_grad()

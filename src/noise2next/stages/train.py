@@ -25,7 +25,7 @@ from noise2next.registry.tracking import training_run
 from noise2next.training.device import choose_device
 from noise2next.training.fit import FitReport, fit
 from noise2next.training.seeding import seed_everything
-from noise2next.workspace import MANIFEST, Workspace, digest, read_json, verify
+from noise2next.workspace import MANIFEST, Workspace, read_json, verify
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,9 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
 
 def _card(params: Params, space: Workspace, variant: Variant, trainer: TrainerConfig, split: Split) -> ModelCard:
     """What is to be trained. The fingerprint covers all that the weights depend on, and nothing else."""
+    data_version = read_json(space.prepared / "report.json")["data_version"]  # over the tables: engines agree in them
     told = {
-        "prepared": digest(space.prepared),
+        "data": data_version,
         "split": params.dataset(space.dataset).split.model_dump(mode="json"),  # its mask decides the best epoch
         "variant": variant.model_dump(mode="json", exclude={"trainer"}),
         "trainer": trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
@@ -119,7 +120,7 @@ def _card(params: Params, space: Workspace, variant: Variant, trainer: TrainerCo
         variant=variant,
         n_items=split.n_items,
         seed=params.seed,
-        data_version=read_json(space.prepared / "report.json")["data_version"],
+        data_version=data_version,
         fingerprint=hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(),
     )
 
