@@ -21,7 +21,11 @@ SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "mrr@20")  # of the lea
 
 def raw_interactions(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
     """Fingerprint the raw files; the sample, which anyone can generate, is generated where it is missing."""
+    from noise2next.stages import datasets
+
     params, space = project.params(), project.space(dataset)
+    if dataset == datasets.SAMPLE and not (space.data / params.dataset(dataset).path).exists():
+        datasets.sample(space.root)
     files = versions.raw_files(params, space)
     recorded = versions.recorded_files(space)
     return dg.MaterializeResult(
