@@ -9,8 +9,17 @@ from dataclasses import dataclass, field
 from noise2next.evaluation.report import LeaderboardReport
 
 WIDTH, HEIGHT = 600, 340
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 42
-LABEL_HEIGHT, LETTER = 15, 6.6  # of a label's text, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 42
+TIMES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0)  # seconds a person reads at a glance
+LABEL_HEIGHT, LETTER = 14, 7.4  # of a label's text, in SVG units
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A grid line and its label."""
+
+    place: float
+    label: str
 
 
 @dataclass(frozen=True)
@@ -27,22 +36,12 @@ class Scale:
         low, high, at = (math.log10(x) if self.log else x for x in (self.low, self.high, max(value, 1e-12)))
         return round(self.start + (at - low) / (high - low) * (self.stop - self.start), 2)
 
-    def ticks(self) -> list[float]:
-        """Round values inside the scale."""
-        if self.log:
-            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            return [10.0**power for power in powers]
+    def ticks(self) -> list[Tick]:
+        """Grid lines at round values, all labels with the same decimals."""
         step = _round_step((self.high - self.low) / 5)
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [place * step for place in range(first, last + 1)]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A grid line and its label."""
-
-    place: float
-    label: str
+        return [Tick(self(place * step), f"{place * step:.{decimals}f}") for place in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -114,35 +113,53 @@ def learning_curves(report: LeaderboardReport) -> Chart | None:
         lines.append(Line(at, points, False, row.variant))
         best = row.valid[metric].mean
         dots.append(Dot(at, x(row.best_epoch), y(best), f"{row.variant}: {best:.4f} at epoch {row.best_epoch}"))
-    return Chart(_ticks(x), _ticks(y), "epoch", f"{metric} on validation", lines, dots)
+    return Chart(x.ticks(), y.ticks(), "epoch", f"{metric} on validation", lines, dots)
 
 
 def quality_and_cost(report: LeaderboardReport) -> Chart:
-    """The main metric on test against the seconds of training, both with what is known of their spread."""
+    """The main metric on test, with its interval, against the seconds of training."""
+    seconds = [max(row.seconds_training, TIMES[0]) for row in report.rows]
+    x = Scale(min(seconds) / 1.5, max(seconds) * 1.5, LEFT, WIDTH - RIGHT, log=True)
+    x_ticks = [Tick(x(time), duration(time)) for time in TIMES if x.low <= time <= x.high]
+    return _quality(report, x, seconds, [duration(one) for one in seconds], x_ticks, "training time")
+
+
+def quality_and_coverage(report: LeaderboardReport) -> Chart:
+    """The main metric on test, with its interval, against the share of the catalogue that the lists show."""
+    name = report.main_metric.replace(report.main_metric.partition("@")[0], "coverage")
+    shares = [100 * row.lists[name] for row in report.rows]
+    x = Scale(0, min(100.0, max(shares) * 1.1), LEFT, WIDTH - RIGHT)
+    return _quality(report, x, shares, [f"{share:.1f} %" for share in shares], x.ticks(), f"{name}, % of the catalogue")
+
+
+def _quality(
+    report: LeaderboardReport, x: Scale, values: Sequence[float], said: Sequence[str], ticks: list[Tick], label: str
+) -> Chart:
     metric = report.main_metric
-    seconds = [max(row.seconds_training, 1e-3) for row in report.rows]
-    x = Scale(10 ** math.floor(math.log10(min(seconds))), 10 ** _above(max(seconds)), LEFT, WIDTH - RIGHT, log=True)
     y = _padded([end for row in report.rows for end in (row.metrics[metric].low, row.metrics[metric].high)])
     dots = []
-    for at, (row, spent) in enumerate(zip(report.rows, seconds, strict=True)):
-        value = row.metrics[metric]
-        title = f"{row.variant}: {value.mean:.4f} ({value.low:.4f} to {value.high:.4f}) after {duration(spent)}"
-        place = (x(spent), y(value.mean))
-        dots.append(Dot(at, *place, title, row.simple, y(value.low), y(value.high), row.variant))
+    for at, (row, value, text) in enumerate(zip(report.rows, values, said, strict=True)):
+        found = row.metrics[metric]
+        title = f"{row.variant}: {found.mean:.4f} ({found.low:.4f} to {found.high:.4f}), {text}"
+        ends = y(found.low), y(found.high)
+        dots.append(Dot(at, x(value), y(found.mean), title, row.simple, *ends, label=row.variant))
     _place_labels(dots)
-    x_ticks = [Tick(x(value), duration(value)) for value in x.ticks()]
-    return Chart(x_ticks, _ticks(y), "training time", f"{metric} on test", dots=dots)
+    return Chart(ticks, y.ticks(), label, f"{metric} on test", dots=dots)
 
 
 def duration(seconds: float) -> str:
     """Short and readable: 20 ms, 1.2 s, 3.5 min, 2.1 h."""
     if seconds < 0.995:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.3g} min"
-    return f"{seconds / 3600:.3g} h"
+    if seconds < 59.5:
+        return f"{_two_digits(seconds)} s"
+    if seconds < 3570:
+        return f"{_two_digits(seconds / 60)} min"
+    return f"{_two_digits(seconds / 3600)} h"
+
+
+def _two_digits(amount: float) -> str:
+    return f"{amount:.2g}" if amount < 9.95 else f"{amount:.0f}"
 
 
 def _padded(values: Sequence[float]) -> Scale:
@@ -151,23 +168,14 @@ def _padded(values: Sequence[float]) -> Scale:
     return Scale(max(0.0, low - room), high + room, HEIGHT - BOTTOM, TOP)
 
 
-def _ticks(scale: Scale) -> list[Tick]:
-    return [Tick(scale(value), f"{value:.3g}") for value in scale.ticks()]
-
-
 def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
 
 
-def _above(value: float) -> int:
-    """The power of ten that leaves room to the right of `value`."""
-    return math.floor(math.log10(value) + 0.15) + 1
-
-
 def _place_labels(dots: list[Dot]) -> None:
-    """Beside their dots, and never on one another."""
-    placed: list[tuple[float, float, float]] = []  # left, right, y
+    """Beside their dots, never on one another, and where it can be helped not on a dot."""
+    placed = [(dot.x - 8, dot.x + 8, dot.y + 4) for dot in dots]  # left, right, y of what is there
     for dot in sorted(dots, key=lambda one: one.y):
         width = LETTER * len(dot.label)
         left = dot.x + 10 + width > WIDTH - RIGHT

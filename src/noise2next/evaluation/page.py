@@ -35,9 +35,10 @@ def render(report: LeaderboardReport) -> str:
         lists=LISTS,
         cutoffs=cutoffs,
         main_cutoff=int(report.main_metric.partition("@")[2]),
-        whisker=charts.Scale(0.0, max(ends) or 1.0, 2, 138),
+        whisker=charts.Scale(min(ends), max(ends) or 1.0, 4, 92),
         curves=charts.learning_curves(report),
         cost=charts.quality_and_cost(report),
+        coverage=charts.quality_and_coverage(report),
     )
 
 
