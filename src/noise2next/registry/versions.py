@@ -16,7 +16,7 @@ from typing import Literal
 from urllib.parse import unquote, urlparse
 
 import mlflow.artifacts
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -101,14 +101,14 @@ class ModelRegistry:
         card = read_card(model)
         with tempfile.TemporaryDirectory(prefix="noise2next-") as scratch:
             place = Path(scratch) / "package"
-            model_id, package = self._log(model, split, dataset, run_id, card, place)
+            logged, package = self._log(model, split, dataset, run_id, card, place)
             tags = {
                 **_identity(card),
                 "digest": digest(place),
                 "size_mb": f"{packaging.size_mb(place):.3f}",
                 "latency_ms": f"{package.latency_ms():.3f}",
             }
-        version = self._register(model_id, run_id, tags)
+        version = self._register(logged, run_id, tags)
         packaging.check_golden(self.fetch(version))
         self.client.set_model_version_tag(self.name, version.version, "verified", "true")
         log.info("%s version %s: %s, fetched back and verified", self.name, version.version, card.variant.name)
@@ -147,7 +147,7 @@ class ModelRegistry:
 
     def _log(
         self, model: Path, split: Split, dataset: Dataset, run_id: str, card: ModelCard, place: Path
-    ) -> tuple[str, packaging.Package]:
+    ) -> tuple[LoggedModel, packaging.Package]:
         """Make the package at `place` and send it to the store as a logged model."""
         experiment = experiment_of(self.client, self._space)
         logged = self.client.create_logged_model(experiment, card.variant.name, run_id, tags=_identity(card))
@@ -162,16 +162,17 @@ class ModelRegistry:
         finally:
             self.client.finalize_logged_model(logged.model_id, status)
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        return logged.model_id, package
+        return logged, package
 
-    def _register(self, model_id: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    def _register(self, logged: LoggedModel, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
         try:
             self.client.create_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        # The artifacts' place and not `models:/<id>`, which MLflow would look up in the process's own default store.
         return self.client.create_model_version(
-            self.name, f"models:/{model_id}", run_id, tags=dict(tags), model_id=model_id
+            self.name, logged.artifact_location, run_id, tags=dict(tags), model_id=logged.model_id
         )
 
     def _download(self, uri: str, place: Path) -> None:

@@ -36,26 +36,24 @@ class Source(Frozen):
     data_version: str
 
 
-class RecommendReport(Frozen):
-    """One list, best first, in raw ids."""
+class RecommendReport(Source):
+    """One list, best first, in raw ids, and where it comes from."""
 
     items: list[str]
     scores: list[float]
     user: str | None
     known: int  # items of the history that the model knows
     unknown: list[str]  # items of the history that it does not
-    source: Source
 
 
-class BatchReport(Frozen):
-    """Everyone's lists in one Parquet file."""
+class BatchReport(Source):
+    """Everyone's lists in one Parquet file, and where they come from."""
 
     path: str
     users: int
     left_out: int  # users of whom the model knows no item
     rows: int
     k: int
-    source: Source
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def for_all(
             rows += len(table)
     log.info("%s: %d users, %d rows", out, users, rows)
     left_out = len(opened.package.users) - users
-    return BatchReport(path=str(out), users=users, left_out=left_out, rows=rows, k=k, source=opened.source)
+    return BatchReport(path=str(out), users=users, left_out=left_out, rows=rows, k=k, **opened.source.model_dump())
 
 
 _SCHEMA = pa.schema(
@@ -148,7 +146,7 @@ def _open(params: Params, space: Workspace, settings: Settings, variant: str | N
 
 
 def _report(answer: Answer, user: str | None, opened: _Opened) -> RecommendReport:
-    return RecommendReport(**answer.model_dump(), user=user, source=opened.source)
+    return RecommendReport(**answer.model_dump(), user=user, **opened.source.model_dump())
 
 
 def _tables(opened: _Opened, k: int) -> Iterator[pa.Table]:

@@ -1,0 +1,168 @@
+"""Recommendations for a user, a history and everyone; from the champion or from a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from noise2next.config import Params, Settings
+from noise2next.data.vocabulary import Vocabulary
+from noise2next.errors import UserError
+from noise2next.registry.packaging import CONTENT
+from noise2next.registry.versions import ModelRegistry
+from noise2next.stages import evaluate, recommend, register, train
+from noise2next.workspace import Workspace, write_json, writing
+
+USERS, ITEMS = 30, 10
+
+
+class World(NamedTuple):
+    params: Params
+    space: Workspace
+    settings: Settings
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("shop")
+    shop = {"path": "s.csv", "format": "delimited", "columns": {"time": "t"}, "time_unit": "s"}
+    params = Params.model_validate(
+        {
+            "datasets": {"shop": shop},
+            "variants": {
+                "most_pop": {"model": "noise2next.models.popularity.MostPop"},
+                "ease": {"model": "noise2next.models.ease.EASE", "options": {"l2": 5}},
+            },
+            "trainer": {"metric": "recall@5"},
+            "evaluation": {"cutoffs": [5], "bootstrap_samples": 20},
+        }
+    )
+    space, settings = Workspace(root, "shop"), Settings(root=root, device="cpu")
+    space.promotion_policy.parent.mkdir()
+    space.promotion_policy.write_text("metric: recall@5\n")
+    _prepare(space)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name in params.variants:
+            train.run(params, space, settings, name)
+        evaluate.run(params, space, settings, "ease")
+        register.run(params, space, settings)
+        yield World(params, space, settings)
+
+
+def _prepare(space: Workspace) -> None:
+    """The last user's only item is one that training never saw."""
+    draw = np.random.default_rng(1)
+    with writing(space.prepared) as folder:
+        Vocabulary(tuple(f"u{user}" for user in range(USERS))).save(folder / "users.parquet")
+        Vocabulary(tuple(f"i{item}" for item in range(ITEMS))).save(folder / "items.parquet")
+        for at, (name, rows) in enumerate({"train": 100, "valid": 40, "test": 40}.items()):
+            users = np.sort(draw.integers(0, USERS - 1, rows))
+            items = (draw.integers(0, 5, rows) + 5 * (users % 2)).astype(np.int32)
+            if name == "test":
+                users, items = np.append(users, USERS - 1), np.append(items, np.int32(-1))
+            times = 1000 * at + np.arange(len(users))
+            pq.write_table(
+                pa.table({"user": users.astype(np.int32), "item": items, "time": times}), folder / f"{name}.parquet"
+            )
+        write_json(folder / "report.json", {"data_version": "1" * 64, "items": ITEMS, "notes": []})
+
+
+def test_a_user_gets_unseen_items_best_first_from_the_champion(world: World):
+    report = recommend.for_user(*world, "u3", 4)
+    assert (report.model, report.version, report.variant) == ("noise2next-shop", "1", "ease")
+    assert report.data_version == "1" * 64
+    assert report.scores == sorted(report.scores, reverse=True)
+    seen = {
+        f"i{item}"
+        for name in ("train", "valid", "test")
+        for user, item, _ in pq.read_table(world.space.prepared / f"{name}.parquet").to_pandas().itertuples(index=False)
+        if user == 3
+    }
+    assert len(report.items) == min(4, ITEMS - len(seen))
+    assert not seen & set(report.items)
+
+
+def test_a_history_that_nobody_has_is_answered_in_its_own_taste(world: World):
+    report = recommend.for_history(*world, ["i0", "i1", "i2", "nowhere"], 2)
+    assert set(report.items) == {"i3", "i4"}
+    assert report.unknown == ["nowhere"]
+    assert report.known == 3
+
+
+def test_a_variant_that_was_never_registered_answers_when_named(world: World):
+    report = recommend.for_history(*world, ["i0"], 2, "most_pop")
+    assert report.variant == "most_pop"
+    assert report.version is None
+
+
+@pytest.mark.parametrize(
+    ("ask", "word"),
+    [
+        (lambda world: recommend.for_user(*world, "nobody", 3), "nobody.*--history"),
+        (lambda world: recommend.for_user(*world, f"u{USERS - 1}", 3), "none of this user's items"),
+        (lambda world: recommend.for_history(*world, ["nowhere"], 3), "nowhere"),
+        (lambda world: recommend.for_history(*world, ["i1"], 3, "best"), "no variant 'best'"),
+        (lambda world: recommend.for_all(*world, world.space.root, 3), "folder"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_sentence(world: World, ask, word: str):
+    with pytest.raises(UserError, match=word):
+        ask(world)
+
+
+def test_everyone_is_in_the_table_as_if_asked_alone(world: World, tmp_path: Path):
+    report = recommend.for_all(*world, tmp_path / "new" / "all.parquet", 3)
+    table = pq.read_table(report.path).to_pandas()
+    assert report.users == USERS - 1
+    assert report.left_out == 1  # the user of whom the model knows nothing
+    assert report.rows == len(table)
+    assert set(table["model_version"]) == {"1"}
+    assert set(table["data_version"]) == {"1" * 64}
+    for user in ("u0", "u7", "u28"):
+        mine = table[table["user"] == user]
+        alone = recommend.for_user(*world, user, 3)
+        assert mine["item"].tolist() == alone.items
+        assert mine["rank"].tolist() == list(range(1, len(alone.items) + 1))
+        np.testing.assert_allclose(mine["score"], alone.scores, rtol=1e-6)
+
+
+def test_a_table_that_fails_half_way_leaves_the_old_one(world: World, tmp_path: Path, monkeypatch):
+    out = tmp_path / "all.parquet"
+    out.write_bytes(b"yesterday's")
+
+    class Died(Exception):
+        pass
+
+    def half(*_: object) -> Iterator[pa.Table]:
+        raise Died
+        yield
+
+    monkeypatch.setattr(recommend, "_tables", half)
+    with pytest.raises(Died):
+        recommend.for_all(*world, out, 3)
+    assert out.read_bytes() == b"yesterday's"
+    assert [path.name for path in tmp_path.iterdir()] == ["all.parquet"]
+
+
+def test_a_champion_that_fails_its_manifest_is_never_asked(world: World):
+    registry = ModelRegistry(world.settings, world.space)
+    golden = registry.fetch(registry.champion()) / CONTENT / "golden.json"
+    before = golden.read_bytes()
+    golden.write_bytes(before + b" ")
+    with pytest.raises(UserError, match="sha256"):
+        recommend.for_user(*world, "u3", 3)
+    golden.write_bytes(before)
+
+
+def test_without_a_champion_the_remedy_is_named(world: World):
+    empty = Workspace(world.space.root, "bazaar")
+    params = world.params.model_copy(update={"datasets": {"bazaar": world.params.datasets["shop"]}})
+    with pytest.raises(UserError, match="no champion yet"):
+        recommend.for_user(params, empty, world.settings, "u1", 3)
