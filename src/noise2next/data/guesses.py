@@ -18,8 +18,8 @@ _SPELLINGS = {
     " viewerid profileid authorid sessionid session username",
     "item": "itemid item iid itemidx movieid movie asin parentasin productid product artistid artist trackid track"
     " songid song albumid album bookid book isbn businessid business articleid article newsid videoid video gameid"
-    " appid sku skuid stockcode productcode contentid poiid poi venueid placeid locationid recipeid courseid adid hotelid"
-    " title itemname",
+    " appid sku skuid stockcode productcode contentid poiid poi venueid placeid locationid recipeid courseid adid"
+    " hotelid title itemname",
     "time": "timestamp unixreviewtime unixtime ts time datetime eventtime eventtimestamp created createdat createtime"
     " createdtime date reviewtime reviewdate ratingtime ratedate ratingdate timestampms timems epoch when orderdate"
     " invoicedate purchasedate purchasetime at position",

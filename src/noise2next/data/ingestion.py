@@ -35,6 +35,7 @@ _ABSURD = 32_503_680_000 * 10**6  # the year 3000 in microseconds
 _DAY = 86_400 * 10**6
 _LARGEST = 9e18  # fits an int64
 _MEMORY = "1200MB"  # for the engine; beyond it, it spills
+_MOST_THREADS = 8  # each holds rows in memory
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _time(rows: ir.Table, dataset: Dataset, future: int) -> tuple[ir.IntegerValu
         place = rows.row if _order_is_by_row(dataset) else _whole(_number(rows.time), 1.0)
         return place, ibis.cases((place.isnull(), UNPARSABLE_TIME), (place < 0, IMPOSSIBLE_TIME), else_=none)
     if dataset.time_unit == "iso":
-        moment = rows.time.strip().try_cast("timestamp(6)")
+        moment = rows.time.strip().try_cast("timestamp('UTC')")  # without a zone, the engine would drop the offset
         time = moment.delta(ibis.timestamp("1970-01-01 00:00:00"), unit="microsecond")
         readable = time.notnull()
     else:
@@ -226,10 +227,12 @@ def _stage(batches: logs.Batches, path: Path) -> None:
 @contextlib.contextmanager
 def _engine(scratch: Path) -> Iterator[ibis.backends.duckdb.Backend]:
     """DuckDB in memory that spills into `scratch`."""
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     engine = ibis.duckdb.connect(
-        ":memory:", memory_limit=_MEMORY, temp_directory=str(scratch / "spill"), threads=os.cpu_count() or 1
+        ":memory:", memory_limit=_MEMORY, temp_directory=str(scratch / "spill"), threads=threads
     )
     try:
+        engine.raw_sql("SET TimeZone = 'UTC'")
         yield engine
     finally:
         engine.disconnect()

@@ -55,9 +55,19 @@ def read(dataset: Dataset, data: Path) -> tuple[list[Piece], Batches]:
 
     Raises UserError, at once or while the batches are drawn, for what makes a file unreadable as a whole.
     """
+    _check_time(dataset)
     found = log_pieces(data / dataset.path, dataset.path, dataset)
     reader = _READERS[dataset.format]
     return found, (batch for place, piece in enumerate(found) for batch in reader(piece, place, dataset))
+
+
+def _check_time(dataset: Dataset) -> None:
+    if dataset.format not in ("delimited", "json", "parquet", "diffurec"):
+        return
+    if dataset.columns.time is not None and dataset.time_unit is None:
+        raise UserError(f"{dataset.path}: columns.time is named without time_unit; say s, ms, us, iso or order")
+    if dataset.columns.time is None and dataset.has_clock:
+        raise UserError(f"{dataset.path}: time_unit is {dataset.time_unit} and no column is named; say columns.time")
 
 
 def log_pieces(path: Path, name: str, dataset: Dataset) -> list[Piece]:

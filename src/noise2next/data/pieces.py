@@ -22,6 +22,10 @@ _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # after \x80: how a pickle be
 _PICKLED = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt"}
 
 
+class PickleRefused(UserError):
+    """What only unpickling could open, and unpickling runs whatever code the file brings."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """One stream of bytes of a log: a file, or a member of a zip."""
@@ -35,7 +39,7 @@ class Piece:
     def open(self) -> Iterator[BinaryIO]:
         """The bytes, without gzip. Raises UserError for a damaged container, whenever it shows, and for a pickle."""
         with self.told(), contextlib.ExitStack() as stack:
-            self._refuse_pickled_name()
+            refuse_pickle(self.member or self.path.name, self.name)
             stream: IO[bytes]
             if self.member is None:
                 stream = stack.enter_context(self.path.open("rb"))
@@ -46,15 +50,8 @@ class Piece:
                 opened = stack.enter_context(gzip.GzipFile(fileobj=opened))
             start = opened.peek(2)
             if start[:1] == b"\x80" and start[1:2] in _PROTOCOLS:
-                raise self._pickled()
+                raise _pickled(self.name)
             yield cast(BinaryIO, opened)
-
-    def _refuse_pickled_name(self) -> None:
-        if Path(self.member or self.path.name).suffix.lower() in _PICKLED:
-            raise self._pickled()
-
-    def _pickled(self) -> UserError:
-        return UserError(f"{self.name}: a pickle, which may run any code when opened; export the log as CSV or Parquet")
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -75,6 +72,13 @@ class Piece:
             raise UserError(f"{self.name}: this member cannot be unpacked ({error}); unpack it yourself") from error
         except PermissionError as error:
             raise UserError(f"{self.name}: may not be read; change its permissions") from error
+
+    def check_whole(self) -> None:
+        """Read a compressed piece to its end. Raises UserError for one that is cut off or damaged."""
+        with self.open() as stream:
+            if self.member is not None or isinstance(stream, gzip.GzipFile):
+                while stream.read(BLOCK):
+                    pass
 
     def head(self, size: int = HEAD) -> bytes:
         """The first bytes. Raises UserError for an empty piece."""
@@ -131,8 +135,8 @@ def pieces(path: Path, name: str, member: str | None) -> list[Piece]:
         return members
     chosen = [piece for piece in members if piece.member == member]
     if not chosen:
-        listed = ", ".join(piece.member or "" for piece in members)
-        raise UserError(f"{name}: has no member {member!r}; name one of: {listed}")
+        fact = "holds several files" if member is None else f"holds no {member!r}"
+        raise UserError(f"{name}: {fact}; name as member one of {', '.join(piece.member or '' for piece in members)}")
     return chosen
 
 
@@ -147,6 +151,7 @@ def folder_files(path: Path) -> list[Path]:
 
 def zip_members(path: Path, name: str) -> list[Piece]:
     """The files inside a zip in its own order."""
+    refuse_pickle(path.name, name)
     with Piece(path, name).told(), zipfile.ZipFile(path) as archive:
         return [
             Piece(path, f"{name}!{info.filename}", info.filename, info.file_size)
@@ -161,6 +166,16 @@ def is_zip(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(4) == _ZIP
+
+
+def refuse_pickle(file_name: str, name: str) -> None:
+    """Raise PickleRefused for a file that is a pickle by its name."""
+    if Path(file_name).suffix.lower() in _PICKLED:
+        raise _pickled(name)
+
+
+def _pickled(name: str) -> PickleRefused:
+    return PickleRefused(f"{name}: a pickle, which may run any code when opened; export the log as CSV or Parquet")
 
 
 def utf16(start: bytes) -> bool:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from noise2next.config import Columns, Format, TimeUnit
 from noise2next.data import delimited, guesses, logs
-from noise2next.data.pieces import Piece, folder_files, is_zip, pieces, utf16, zip_members
+from noise2next.data.pieces import PickleRefused, Piece, folder_files, is_zip, pieces, utf16, zip_members
 from noise2next.errors import UserError
 
 _ROWS = 20_000  # looked at
@@ -53,6 +53,7 @@ class Source:
     time_unit: TimeUnit | None = None
     names: tuple[str, ...] = ()  # all columns
     first_time: str | None = None  # as a date, or as written where there is no clock
+    unread_time: str | None = None  # a column named like a time whose unit is not told
     rows_peeked: int = 0
     left_out: tuple[str, ...] = ()  # members or files beside the log
     one_each: bool = False  # official split with one validation row a user
@@ -173,7 +174,7 @@ def _rank(name: str, source: Source) -> tuple[bool, bool, int]:
 
 
 def _nothing_found(path: Path, streams: Sequence[Piece], found: Sequence[Source | UserError]) -> UserError:
-    pickled = [error for error in found if isinstance(error, UserError) and "a pickle" in str(error)]
+    pickled = [error for error in found if isinstance(error, PickleRefused)]
     if len(pickled) == len(found):
         return pickled[0]
     listed = ", ".join(stream.member or "" for stream in streams)
@@ -374,6 +375,7 @@ def _with_columns(
     numeric = [name for name in guessed.get("rating", []) if guesses.share_numeric(values[name]) >= _ALIKE]
     rating = said.get("rating", numeric[0] if numeric else None)
     time, unit = _clock(piece, values, guessed.get("time", []), hints)
+    clocks = guessed.get("time", [])
     columns = Columns(user=chosen["user"], item=chosen["item"], time=time, rating=rating)
     return replace(
         source,
@@ -381,6 +383,7 @@ def _with_columns(
         time_unit=unit,
         names=tuple(values),
         first_time=None if time is None or unit is None else _first_time(values[time], unit),
+        unread_time=clocks[0] if time is None and clocks else None,
     )
 
 

@@ -22,7 +22,7 @@ from ruamel.yaml.tokens import CommentToken
 from noise2next.config import NAME, Format, Frozen, TimeUnit, load_params, yaml_round_trip
 from noise2next.data import fetch as publisher
 from noise2next.data import sample as generated
-from noise2next.data.pieces import folder_files
+from noise2next.data.pieces import folder_files, pieces
 from noise2next.data.sources import Hints, Source, recognise
 from noise2next.errors import UserError
 from noise2next.workspace import Workspace, write_atomically
@@ -101,6 +101,9 @@ def add(
         raise UserError(f"--time-unit {time_unit!r} is none of {', '.join(get_args(TimeUnit))}")
     hints = Hints(cast(Format | None, format), user, item, time, rating, cast(TimeUnit | None, time_unit), member)
     source = recognise(path, hints)
+    if source.format != "diffrec":  # which was read to its end already
+        for piece in pieces(source.path, str(source.path), source.member):
+            piece.check_whole()
     with _alone(space):
         tree = _tree(space)
         known = name in tree["datasets"]
@@ -382,6 +385,8 @@ def _notes(source: Source, positive: str | None, k_core: int, known: bool) -> li
         )
     if source.columns.rating is not None and positive is None:
         notes.append("ratings are there and every row counts as liking; --positive 'rating >= 4' counts only high ones")
+    if source.unread_time is not None:
+        notes.append(f"column {source.unread_time} is named like a time of no known unit: say --time and --time-unit")
     if source.time_unit is None:
         notes.append("the log has no time: splits and models that need one are refused, the split is drawn at random")
     if source.time_unit == "order":

@@ -1,0 +1,279 @@
+"""A log is recognised by looking, and nothing is executed on the way."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from noise2next.data.sources import Hints, Source, recognise
+from noise2next.errors import UserError
+
+N = 200
+ROWS = [(f"{1000 + k % 37}", f"{5000 + k % 61}", f"{k % 5 + 1}", f"{1_200_000_000 + 977 * k}") for k in range(N)]
+
+
+def written(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def delimited(rows: list[tuple[str, ...]], separator: str, header: tuple[str, ...] = (), end: str = "\n") -> str:
+    return "".join(separator.join(row) + end for row in ([header] if header else []) + rows)
+
+
+def roles(source: Source) -> tuple[str, str, str | None, str | None]:
+    columns = source.columns
+    return columns.user, columns.item, columns.rating, columns.time
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|", "::", " ", "\x01", "^"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_any_separator_is_told_with_and_without_header(tmp_path: Path, separator: str, end: str) -> None:
+    bare = recognise(written(tmp_path / "a", delimited(ROWS, separator, end=end)))
+    named = recognise(
+        written(tmp_path / "b", delimited(ROWS, separator, ("userId", "movieId", "rating", "timestamp"), end))
+    )
+    assert (bare.separator, bare.header, roles(bare)) == (separator, False, ("1", "2", "3", "4"))
+    assert (named.separator, named.header) == (separator, True)
+    assert roles(named) == ("userId", "movieId", "rating", "timestamp")
+    assert bare.time_unit == named.time_unit == "s"
+    assert bare.first_time == "2008-01-10 21:20:00 UTC"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2), (0, 1, 3, 2), (2, 0, 1, 3), (3, 2, 0, 1)])
+def test_columns_without_names_are_told_by_their_contents(tmp_path: Path, order: tuple[int, ...]) -> None:
+    source = recognise(written(tmp_path / "log", delimited([tuple(row[k] for k in order) for row in ROWS], "\t")))
+    places = {role: str(order.index(k) + 1) for k, role in enumerate(("user", "item", "rating", "time"))}
+    assert roles(source) == (places["user"], places["item"], places["rating"], places["time"])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("reviewerID,asin,overall,unixReviewTime", "reviewerID,asin,overall,unixReviewTime"),
+        ("timestamp,visitorid,itemid,stars", "visitorid,itemid,stars,timestamp"),
+        ("uid,track,plays,created_at", "uid,track,plays,created_at"),
+        ("Customer,Product,Score,Date", "Customer,Product,Score,Date"),
+        ("user_id:token,item_id:token,rating:float,timestamp:float", "user_id,item_id,rating,timestamp"),
+    ],
+)
+def test_columns_are_told_by_their_names(tmp_path: Path, names: str, expected: str) -> None:
+    header = tuple(names.split(","))
+    by_role = {"user": 0, "item": 1, "rating": 2, "time": 3}
+    order = ["time", "user", "item", "rating"] if header[0] == "timestamp" else ["user", "item", "rating", "time"]
+    rows = [tuple(row[by_role[role]] for role in order) for row in ROWS]
+    assert (
+        ",".join(str(one) for one in roles(recognise(written(tmp_path / "log", delimited(rows, ",", header)))))
+        == expected
+    )
+
+
+def test_what_a_person_says_stands_above_what_is_found(tmp_path: Path) -> None:
+    path = written(tmp_path / "log.csv", delimited(ROWS, ",", ("userId", "movieId", "rating", "timestamp")))
+    source = recognise(path, Hints(user="movieId", item="userId", time="rating", time_unit="order"))
+    assert (source.columns.user, source.columns.item, source.columns.time) == ("movieId", "userId", "rating")
+    assert source.time_unit == "order"
+
+
+@pytest.mark.parametrize(
+    ("unit", "spelled"),
+    [
+        ("s", lambda t: f"{t}"),
+        ("s", lambda t: f"{t}.0"),
+        ("s", lambda t: f"{t:.9e}"),
+        ("ms", lambda t: f"{t * 1000}"),
+        ("us", lambda t: f"{t * 10**6}"),
+        ("iso", lambda t: str(np.datetime64(t, "s"))),
+        ("iso", lambda t: str(np.datetime64(t, "s").astype("datetime64[D]"))),
+        ("iso", lambda t: f"{np.datetime64(t, 's')}+02:00".replace("T", " ")),
+        ("order", lambda t: f"{t - 1_200_000_000}"),
+    ],
+)
+def test_units_of_time_are_told_apart(tmp_path: Path, unit: str, spelled) -> None:  # type: ignore[no-untyped-def]
+    rows = [(user, item, spelled(int(time))) for user, item, _, time in ROWS]
+    assert recognise(written(tmp_path / "log", delimited(rows, ",", ("user", "item", "time")))).time_unit == unit
+
+
+def test_a_log_without_time_has_none(tmp_path: Path) -> None:
+    source = recognise(written(tmp_path / "log", delimited([row[:2] for row in ROWS], "\t", ("userID", "artistID"))))
+    assert (source.time_unit, source.columns.time) == (None, None)
+
+
+def test_a_time_that_is_not_understood_is_no_silent_loss(tmp_path: Path) -> None:
+    rows = [(user, item, "28 Feb 14") for user, item, *_ in ROWS]
+    path = written(tmp_path / "log", delimited(rows, ",", ("user", "item", "date")))
+    source = recognise(path)
+    assert (source.time_unit, source.unread_time) == (None, "date")
+    with pytest.raises(UserError, match=r"'date' holds '28 Feb 14'.*--time-unit"):
+        recognise(path, Hints(time="date"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bom", "expected"),
+    [
+        ("utf-8", b"", "utf-8"),
+        ("utf-8", b"\xef\xbb\xbf", "utf-8"),
+        ("latin-1", b"", "latin-1"),
+        ("utf-16-le", b"\xff\xfe", "utf-16"),
+        ("utf-16-be", b"\xfe\xff", "utf-16"),
+        ("utf-16-le", b"", "utf-16-le"),
+    ],
+)
+def test_encodings_are_told(tmp_path: Path, encoding: str, bom: bytes, expected: str) -> None:
+    rows = [(f"Jos\xe9{k % 9}", f"caf\xe9{k % 7}", time) for k, (*_, time) in enumerate(ROWS)]
+    content = bom + delimited(rows, ",", ("user", "item", "time")).encode(encoding)
+    source = recognise(written(tmp_path / "log.csv", content))
+    assert (source.encoding, source.columns.user, source.time_unit) == (expected, "user", "s")
+
+
+def test_json_lines_and_parquet_and_their_gzip_are_told(tmp_path: Path) -> None:
+    table = pa.table(
+        {name: [row[k] for row in ROWS] for k, name in enumerate(("reviewerID", "asin", "overall", "time"))}
+    )
+    lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode()
+    pq.write_table(table, tmp_path / "log.parquet")
+    written(tmp_path / "log.json.gz", gzip.compress(lines))
+    written(tmp_path / "log.parquet.gz", gzip.compress((tmp_path / "log.parquet").read_bytes()))
+    for name, kind in {"log.parquet": "parquet", "log.json.gz": "json", "log.parquet.gz": "parquet"}.items():
+        source = recognise(tmp_path / name)
+        assert source.format == kind
+        assert roles(source) == ("reviewerID", "asin", "overall", "time")
+
+
+def test_the_log_of_a_publishers_zip_is_chosen_and_the_rest_is_named(tmp_path: Path) -> None:
+    members = {
+        "ml/README": "Some words about the data.\nThey go on.\n",
+        "ml/u.user": "".join(f"{k}|{20 + k % 50}|M|writer|{10000 + k}\n" for k in range(1, 99)),
+        "ml/u.item": "".join(f"{k}|Film {k}, The|01-Jan-1995|0|1\n" for k in range(1, 99)),
+        "ml/u.data": delimited(ROWS, "\t"),
+        "ml/u1.base": delimited(ROWS[:150], "\t"),
+        "ml/u1.test": delimited(ROWS[150:], "\t"),
+    }
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    source = recognise(tmp_path / "ml.zip")
+    assert source.member == "ml/u.data"
+    assert set(source.left_out) == set(members) - {"ml/u.data"}
+
+
+def test_a_zip_with_two_likely_logs_asks_which(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("train.csv", delimited(ROWS, ","))
+        archive.writestr("test.csv", delimited(ROWS, ","))
+    with pytest.raises(UserError, match=r"train\.csv, test\.csv .* --member"):
+        recognise(tmp_path / "two.zip")
+    assert recognise(tmp_path / "two.zip", Hints(member="test.csv")).member == "test.csv"
+
+
+def test_ragged_lines_of_ids_are_sequences(tmp_path: Path) -> None:
+    lines = "".join(" ".join(str(j) for j in (k, *range(k % 9 + 3))) + "\n" for k in range(1, 99))
+    source = recognise(written(tmp_path / "log.txt.gz", gzip.compress(lines.encode())))
+    assert (source.format, source.time_unit) == ("sequences", "order")
+
+
+def test_official_splits_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "ml_clean"
+    folder.mkdir()
+    for part in ("train", "valid", "test"):
+        np.save(folder / f"{part}_list.npy", np.arange(8).reshape(4, 2))
+    assert recognise(folder).format == "diffrec"
+    rows = {"user_id": [0, 0, 0, 1, 1, 1], "item_id": [1, 2, 3, 2, 1, 3], "position": [0, 1, 2, 0, 1, 2]}
+    pq.write_table(pa.table({**rows, "split": ["train", "val", "test"] * 2}), tmp_path / "toys.parquet")
+    source = recognise(tmp_path / "toys.parquet")
+    assert (source.format, source.time_unit, source.columns.time, source.one_each) == (
+        "diffurec",
+        "order",
+        "position",
+        True,
+    )
+
+
+def test_a_folder_of_one_make_is_one_log_and_of_many_makes_is_searched(tmp_path: Path) -> None:
+    alike, mixed = tmp_path / "alike", tmp_path / "mixed"
+    for folder in (alike, mixed):
+        folder.mkdir()
+        written(folder / "_SUCCESS", "")
+        written(folder / "ratings.csv", delimited(ROWS, ",", ("userId", "movieId", "rating", "timestamp")))
+    written(alike / "more.csv", delimited(ROWS, ",", ("userId", "movieId", "rating", "timestamp")))
+    written(mixed / "movies.csv", "movieId,title\n1,Heat\n2,Ran\n")
+    assert recognise(alike).path == alike
+    assert recognise(mixed).path == mixed / "ratings.csv"
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str, int]]:
+        return os.open, (str(self.mark), os.O_CREAT)
+
+
+@pytest.mark.parametrize("shape", ["log.pkl", "log.csv", "log.csv.gz", "log.zip", "lists.zip"])
+def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, shape: str) -> None:
+    mark = tmp_path / "mark"
+    content = pickle.dumps([Trap(mark)] * 3)
+    path = tmp_path / shape
+    if shape == "log.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("log.pkl", content)
+    elif shape == "lists.zip":
+        stream = io.BytesIO()
+        np.save(stream, np.array([Trap(mark)], dtype=object), allow_pickle=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            for part in ("train", "valid", "test"):
+                archive.writestr(f"{part}_list.npy", stream.getvalue())
+    else:
+        written(path, gzip.compress(content) if shape.endswith(".gz") else content)
+    with pytest.raises(UserError, match="pickl"):
+        recognise(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("missing.csv", None, "no such file"),
+        ("empty.csv", b"", "is empty"),
+        ("empty.csv.gz", gzip.compress(b""), "is empty"),
+        ("blank.csv", b"\n\r\n  \n", "only blank lines"),
+        ("noise.bin", bytes(range(1, 32)) * 50, "neither text nor Parquet"),
+        ("cut.csv.gz", gzip.compress(os.urandom(5000))[:2000], "ends too early"),
+        ("broken.parquet", b"PAR1" + b"x" * 100, "not readable as Parquet"),
+        ("list.json", b'[\n{"user": 1}\n]', "JSON array"),
+        ("prose.txt", b"words\nwithout\nany\norder\n", "no separator"),
+        ("names.csv", b"first,second\na,b\nc,d\n", None),
+        ("users.csv", b"user,age\nu1,33\nu2,44\n", "--item"),
+    ],
+)
+def test_what_is_no_log_is_told_with_path_and_remedy(
+    tmp_path: Path, name: str, content: bytes | None, sentence: str | None
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        written(path, content)
+    if sentence is None:
+        assert not recognise(path).header  # nothing tells names from ids here
+        return
+    with pytest.raises(UserError, match=sentence) as raised:
+        recognise(path)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_column_is_told_with_those_that_are_there(tmp_path: Path) -> None:
+    path = written(tmp_path / "log.csv", delimited(ROWS, ",", ("user", "item", "rating", "time")))
+    with pytest.raises(UserError, match=r"no column 'customer' .* user, item, rating, time"):
+        recognise(path, Hints(user="customer"))
