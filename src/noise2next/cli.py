@@ -331,6 +331,7 @@ def _log() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("noise2next").setLevel(logging.INFO)
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
 
 
 def _interactive() -> bool:
@@ -366,6 +367,8 @@ def _cell(value: Any) -> str:
             return f"{value:.4g}"
         case dict():
             return ", ".join(f"{key} {_cell(one)}" for key, one in value.items()) or "none"
+        case list() if any(isinstance(one, dict) for one in value):
+            return f"{len(value)}, see the report"
         case list():
             shown = [_cell(one) for one in value[:20]] + (["..."] if len(value) > 20 else [])
             return ", ".join(shown) or "none"
@@ -379,36 +382,33 @@ def _plain(text: str) -> str:
 
 
 def _print_leaderboard(report: Any) -> None:
-    """Rows best first; the main metric with its interval."""
+    """Rows best first on test, the one that validation chose in bold; the main metric with its interval."""
     mask = "seen items left out" if report.mask_seen else "seen items stay in"
     Console().print(
-        f"[bold]{report.dataset}[/]: split {report.split}, history {report.history}, {mask}, {report.users:,} users",
+        f"[bold]{report.dataset}[/]: split {report.split}, history {report.history}, {mask}, "
+        f"{report.users['test']:,} users",
         highlight=False,
     )
-    columns = [name for name in report.rows[0].metrics if name in _SHOWN] if report.rows else []
-    table = Table("", "variant", *columns, "coverage@20", "train s", box=None, pad_edge=False)
+    main = report.main_metric
+    beside = [name for name in ("ndcg@20", "mrr@20") if name != main and name in report.rows[0].metrics]
+    table = Table("", "variant", main, *beside, "coverage@20", "train s", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for place, row in enumerate(report.rows, 1):
-        cells = [
-            f"{row.metrics[name].mean:.4f} [dim]({row.metrics[name].low:.4f} to {row.metrics[name].high:.4f})[/]"
-            if name == report.main_metric
-            else f"{row.metrics[name].mean:.4f}"
-            for name in columns
-        ]
-        style = "bold" if row.variant == report.chosen else None
+        best = row.metrics[main]
         table.add_row(
             str(place),
             row.variant,
-            *cells,
-            f"{row.lists['coverage@20']:.3f}",
+            f"{best.mean:.4f} [dim]({best.low:.3f} to {best.high:.3f})[/]",
+            *(f"{row.metrics[name].mean:.4f}" for name in beside),
+            f"{row.lists['coverage@20']:.3f}" if "coverage@20" in row.lists else "",
             f"{row.seconds_training:.1f}",
-            style=style,
+            style="bold" if row.variant == report.chosen else None,
         )
     Console().print(table)
     for note in report.notes:
         Console().print(f"- {_plain(note)}", highlight=False)
 
-
-_SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "mrr@20", "hit_rate@20")
 
 if __name__ == "__main__":
     main()
