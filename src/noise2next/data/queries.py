@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noise2next.data.interactions import Interactions
+
+# torch says once a process that its CSR tensors are "in beta"; what is used of them here is tested.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
 
 
 @dataclass(frozen=True)
