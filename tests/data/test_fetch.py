@@ -1,11 +1,9 @@
 import contextlib
 import hashlib
 import io
-import os
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -238,19 +236,14 @@ def test_unknown_names_and_schemes_are_refused(tmp_path, name, url):
 
 
 @pytest.mark.real
-def test_the_real_ml_100k_is_recognised(publisher, tmp_path):
-    path = Path(os.environ.get("NOISE2NEXT_SHARED", "../shared")) / "data" / "raw" / "ml-100k.zip"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here; set NOISE2NEXT_SHARED")
-    publisher.files["ml-100k.zip"] = path.read_bytes()
-    assert fetch.fetch("ml-100k", tmp_path, publisher.url).read_bytes() == path.read_bytes()
+def test_the_real_ml_100k_is_recognised(publisher, tmp_path, shared):
+    publisher.files["ml-100k.zip"] = (shared / "raw" / "ml-100k.zip").read_bytes()
+    path = fetch.fetch("ml-100k", tmp_path, publisher.url)
+    assert path.read_bytes() == publisher.files["ml-100k.zip"]
 
 
 @pytest.mark.real
-def test_a_part_of_ml_1m_is_not_taken_for_the_whole(publisher, tmp_path):
-    path = Path(os.environ.get("NOISE2NEXT_SHARED", "../shared")) / "data" / "raw" / "ml-1m_partial.zip"
-    if not path.is_file():
-        pytest.skip(f"{path} is not here; set NOISE2NEXT_SHARED")
-    publisher.files["ml-1m.zip"] = path.read_bytes()
+def test_a_part_of_ml_1m_is_not_taken_for_the_whole(publisher, tmp_path, shared):
+    publisher.files["ml-1m.zip"] = (shared / "raw" / "ml-1m_partial.zip").read_bytes()
     with pytest.raises(UserError, match="not the published one"):
         fetch.fetch("ml-1m", tmp_path, publisher.url)

@@ -25,11 +25,9 @@ os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read while it is imported
 import great_expectations as gx
 from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult
 from great_expectations.data_context.types.base import ProgressBarsConfig
-from great_expectations.expectations.core.expect_column_value_lengths_to_be_between import (
-    ExpectColumnValueLengthsToBeBetween,
-)
 from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
 from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
+from great_expectations.expectations.core.expect_column_values_to_not_be_in_set import ExpectColumnValuesToNotBeInSet
 from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
@@ -242,13 +240,13 @@ def _row_checks(dataset: Dataset, columns: Sequence[str]) -> list[Check]:
     checks = []
     for name in ("user", "item"):
         filled = ExpectColumnValuesToNotBeNull(column=name)
-        named = ExpectColumnValueLengthsToBeBetween(column=name, min_value=1)
+        named = ExpectColumnValuesToNotBeInSet(column=name, value_set=[""])
         checks.append(Check(f"{name}_present", f"Every row has a {name}.", "no nulls", filled, f"rows have no {name}"))
         checks.append(
             Check(
                 f"{name}_named",
                 f"No {name} is an empty text.",
-                "1 character or more",
+                "some text",
                 named,
                 f"rows have an empty {name}",
             )
