@@ -335,17 +335,17 @@ def _append(datasets: CommentedMap, name: str, entry: CommentedMap) -> None:
 
 def _following(node: CommentedMap) -> str:
     """Cut off what stands after the last line of a block, where ruamel keeps it: at its innermost last key."""
-    while node:
-        last = next(reversed(node))
-        token = (node.ca.items.get(last) or [None] * 4)[2]
-        if token is not None and "\n" in token.value:
-            kept, _, following = token.value.partition("\n")
-            token.value = kept + "\n"
-            return f"\n{following}" if following else ""
-        if not isinstance(node[last], CommentedMap) or node[last].fa.flow_style():
-            return ""
-        node = node[last]
-    return ""
+    if not node:
+        return ""
+    last = next(reversed(node))
+    if isinstance(node[last], CommentedMap) and not node[last].fa.flow_style():
+        return _following(node[last])
+    token = (node.ca.items.get(last) or [None] * 4)[2]
+    if token is None:
+        return ""
+    kept, _, following = token.value.partition("\n")
+    token.value = kept + "\n"
+    return f"\n{following}" if following else ""
 
 
 # --- what the person is told ------------------------------------------------------------------------------------------
