@@ -29,8 +29,20 @@ def table(rows: Mapping[str, Any], first: str, second: str = "") -> dg.MarkdownM
     return dg.MetadataValue.md("\n".join([*head, *body, *cut]))
 
 
+def by_cutoff(metrics: Mapping[str, float]) -> dg.MarkdownMetadataValue:
+    """`recall@20` and its kind as a table, a line for each metric, a column for each cutoff."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        metric, _, cutoff = name.partition("@")
+        rows.setdefault(metric, {})[cutoff] = value
+    cutoffs = sorted({cutoff for row in rows.values() for cutoff in row}, key=int)
+    return table({name: {f"@{cutoff}": row[cutoff] for cutoff in cutoffs} for name, row in rows.items()}, "metric")
+
+
 def _value(value: Any) -> Any:
     match value:
+        case float():
+            return round(value, 4)
         case Mapping():
             return table(value, "")
         case [Mapping(), *_]:

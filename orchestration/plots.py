@@ -58,11 +58,10 @@ def time_weights(split: "Split", weightings: "Mapping[str, Weighting]") -> dg.Ma
     """Mean weight by age (clock) or by place in the history, a line for each variant that weighs; None: no one does."""
     from noise2next.data.weighting import refusal, weigh
 
-    shown = {
-        name: one
-        for name, one in weightings.items()
-        if one.kind != "uniform" and refusal(one, split.has_clock, split.train.times is not None) is None
-    }
+    shown: dict[Weighting, list[str]] = {}
+    for name, one in weightings.items():
+        if one.kind != "uniform" and refusal(one, split.has_clock, split.train.times is not None) is None:
+            shown.setdefault(one, []).append(name)
     if not shown:
         return None
     ages, label = _ages(split)
@@ -71,10 +70,10 @@ def time_weights(split: "Split", weightings: "Mapping[str, Weighting]") -> dg.Ma
     filled = np.bincount(bins, minlength=30) > 0
     middle = np.bincount(bins, ages, 30)[filled] / np.bincount(bins, minlength=30)[filled]
     figure, axes = _canvas("Time weights of train's interactions", label, "mean weight")
-    for name, weighting in shown.items():
+    for weighting, names in shown.items():
         weights = weigh(split.train, weighting, split.has_clock).weights
         mean = np.bincount(bins, weights, 30)[filled] / np.bincount(bins, minlength=30)[filled]
-        axes.plot(middle, mean, linewidth=2, label=f"{name} ({weighting.kind})")
+        axes.plot(middle, mean, linewidth=2, label=f"{weighting.kind}: {', '.join(names)}")
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

@@ -13,9 +13,17 @@ from noise2next.config import Params
 from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, read_json
 from orchestration import versions
-from orchestration.metadata import described, table
+from orchestration.metadata import by_cutoff, described, table
 from orchestration.project import Project
 
+UNREAD = (
+    "data_version",
+    "fingerprint",
+    "code_version",
+    "bands",
+    "trained_bands",
+    "elbo_terms",
+)  # for machines and plots
 SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20", "mrr@20")  # of the leaderboard; its page has all
 
 
@@ -48,7 +56,7 @@ def interactions(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
     return _made(
         space.ingested,
         {
-            **described(report, leave_out=("dataset", "reasons", "files")),
+            **described(report, leave_out=("dataset", "reasons", "files", "data_version")),
             "reasons of quarantine": table(report.reasons, "reason", "rows") if report.reasons else "none",
             "quarantine": dg.MetadataValue.path(space.ingested / "quarantine.parquet"),
         },
@@ -106,7 +114,7 @@ def split(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
             "activity": plots.activity(made),
             "popularity": plots.popularity(made),
             **({} if weights is None else {"time weights": weights}),
-            **described(report, leave_out=("dataset",)),
+            **described(report, leave_out=("dataset", "data_version", "leakage")),
         },
     )
 
@@ -127,9 +135,9 @@ def model(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[
         space.model(variant),
         {
             **({} if curve is None else {"learning curve": curve}),
-            "validation": table(report.metrics, "metric", "mean"),
+            "validation": by_cutoff(report.metrics),
             "MLflow run": dg.MetadataValue.url(run_page(project.settings(), space, report.run_id)),
-            **described(report, leave_out=("dataset", "variant", "curve", "metrics", "run_id", "elbo_terms")),
+            **described(report, leave_out=("dataset", "variant", *UNREAD, "curve", "metrics", "run_id")),
         },
     )
 
@@ -142,16 +150,15 @@ def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeRe
     if reason := refused(params, dataset, variant):
         return _left_out(reason)
     report = evaluate.run(params, space, project.settings(), variant)
-    shown = {
-        name: {"valid": report.metrics["valid"][name].mean, "test": one.mean, "low": one.low, "high": one.high}
-        for name, one in report.metrics["test"].items()
-    }
+    metric = params.trainer.metric
+    main = {part: found[metric].model_dump() for part, found in report.metrics.items()}
     return _made(
         space.evaluation(variant),
         {
-            "metrics": table(shown, "metric"),
-            "lists": table(report.lists["test"], "of the test lists", "value"),
-            **described(report, leave_out=("dataset", "variant", "metrics", "lists", "bands", "trained_bands")),
+            metric.replace("@", " at "): table(main, "part"),
+            "test": by_cutoff({name: one.mean for name, one in report.metrics["test"].items()}),
+            "lists of test": by_cutoff(report.lists["test"]),
+            **described(report, leave_out=("dataset", "variant", *UNREAD, "metrics", "lists")),
         },
     )
 
@@ -178,7 +185,7 @@ def leaderboard(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
             "leaderboard": table(rows, "variant"),
             report.main_metric.replace("@", " at "): plots.intervals(intervals, f"{report.main_metric} on test"),
             "page": dg.MetadataValue.path(space.leaderboard / "leaderboard.html"),
-            **described(report, leave_out=("dataset", "rows", "trained_bands")),
+            **described(report, leave_out=("dataset", "rows", *UNREAD)),
         },
     )
 
@@ -225,7 +232,7 @@ def _made(place: Path, metadata: Mapping[str, Any]) -> dg.MaterializeResult[Any]
 def _versioned(files: Mapping[str, str], recorded: Mapping[str, str]) -> str:
     """Whether what lies in data/ is what data.dvc pins."""
     if not recorded:
-        return "unknown: DVC's cache is not here"
+        return "unknown: DVC's cache has no listing of data/"
     if all(recorded.get(name) == hashed for name, hashed in files.items()):
         return "yes"
     return "no: run `dvc add data` and commit data.dvc"
