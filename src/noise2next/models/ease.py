@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from noise2next.data.queries import Queries
 from noise2next.models.base import ClosedForm, ModelConfig
@@ -37,4 +38,12 @@ class EASE(ClosedForm):
         self.weights.copy_(weights.fill_diagonal_(0))
 
     def score(self, queries: Queries) -> Tensor:
-        return queries.csr() @ self.weights
+        once = queries.folded()
+        return embedding_bag(
+            once.items,
+            self.weights,
+            once.indptr,
+            mode="sum",
+            per_sample_weights=once.weights,
+            include_last_offset=True,
+        )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from noise2next.data.queries import Queries
 from noise2next.models.base import ClosedForm, ModelConfig
@@ -50,13 +51,5 @@ class ItemKNN(ClosedForm):
             self.neighbours[targets] = indices.to(self.neighbours)
 
     def score(self, queries: Queries) -> Tensor:
-        history = queries.multi_hot().T.contiguous()  # [I, B]
-        return (self._by_target() @ history).T
-
-    def _by_target(self) -> Tensor:
-        """[I, I] sparse: row j holds the similarities of target j's neighbours."""
-        n_items, kept = self.neighbours.shape
-        indptr = torch.arange(0, n_items * kept + 1, kept, device=self.neighbours.device)
-        return torch.sparse_csr_tensor(
-            indptr, self.neighbours.flatten(), self.similarities.flatten(), (n_items, n_items), check_invariants=False
-        )
+        history = queries.multi_hot().T.contiguous()  # [I, B]; a target's score is a sum of its neighbours' rows
+        return embedding_bag(self.neighbours, history, mode="sum", per_sample_weights=self.similarities).T

@@ -1,0 +1,144 @@
+"""What holds for every recommender. A model's test file names the class and inherits the rest."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from noise2next.config import EvaluationConfig, OfficialSplit, TrainerConfig, UniformWeights, Variant
+from noise2next.data.interactions import Interactions, Split
+from noise2next.data.queries import Queries
+from noise2next.data.vocabulary import Vocabulary
+from noise2next.errors import UserError
+from noise2next.evaluation.evaluator import judge
+from noise2next.models.artifact import Artifact, ModelCard
+from noise2next.models.base import Recommender, build, model_class, model_config
+from noise2next.models.popularity import MostPop
+from noise2next.training.fit import fit
+
+USERS, ITEMS, TASTES = 160, 48, 4
+EVALUATION = EvaluationConfig(cutoffs=(5, 10), memory_mb=64)
+
+
+def planted(seed: int = 0) -> Split:
+    """Four tastes of twelve items each; a user takes nine items of one taste and one at random, two are held out."""
+    draw = np.random.default_rng(seed)
+    parts: dict[str, list[tuple[int, int]]] = {"train": [], "valid": [], "test": []}
+    size = ITEMS // TASTES
+    for user in range(USERS):
+        taste = draw.choice(size, size=9, replace=False, p=np.linspace(2, 1, size) / np.linspace(2, 1, size).sum())
+        chosen = [*(taste + size * (user % TASTES)), int(draw.integers(ITEMS))]
+        chosen = list(dict.fromkeys(int(item) for item in chosen))
+        for at, item in enumerate(chosen):
+            part = "valid" if at == 3 else "test" if at == 4 else "train"
+            parts[part].append((user, item))
+    rows = {name: np.array(pairs) for name, pairs in parts.items()}
+    made = {name: Interactions.of(pairs[:, 0], pairs[:, 1], None, USERS) for name, pairs in rows.items()}
+    users = Vocabulary(tuple(f"u{user}" for user in range(USERS)))
+    items = Vocabulary(tuple(f"i{item}" for item in range(ITEMS)))
+    return Split(OfficialSplit(history="train"), users, items, made["train"], made["valid"], made["test"], False)
+
+
+def queries_of(split: Split) -> Queries:
+    return Queries.of(split.train, split.n_items, split.users.keys)
+
+
+def scores(model: Recommender, queries: Queries) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        model.begin_scoring()
+        return model.score(queries)
+
+
+def recall(model: Recommender, split: Split) -> float:
+    return judge(model, split, UniformWeights(), ["test"], EVALUATION, "cpu")["test"].means()["recall@10"]
+
+
+class RecommenderLaws:
+    """Inherit, and set `model` and what it needs to learn the planted tastes in a few seconds."""
+
+    model: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
+    trainer: ClassVar[TrainerConfig] = TrainerConfig(epochs=30, batch_size=40, patience=30, metric="recall@10")
+    tolerance: ClassVar[float] = 1e-5
+
+    def train(self, split: Split, folder: Any, seed: int = 3) -> Recommender:
+        torch.manual_seed(seed)
+        model = build(Variant(name="laws", model=self.model, options=self.options), split.n_items)
+        fit(
+            model,
+            queries_of(split),
+            self.trainer,
+            validate=lambda one: judge(one, split, UniformWeights(), ["valid"], EVALUATION, "cpu")["valid"].means(),
+            checkpoint=folder / "checkpoint",
+            seed=seed,
+            device=torch.device("cpu"),
+            on_epoch=lambda epoch, values: None,
+            progress=False,
+        )
+        return model
+
+    @pytest.fixture(scope="class")
+    def split(self) -> Split:
+        return planted()
+
+    @pytest.fixture(scope="class")
+    def fitted(self, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+        return self.train(split, tmp_path_factory.mktemp("laws"))
+
+    def test_scores_are_a_row_a_query_and_a_column_an_item(self, fitted: Recommender, split: Split) -> None:
+        found = scores(fitted, queries_of(split))
+        assert found.shape == (USERS, ITEMS)
+        assert found.dtype == torch.float32
+        assert found.isfinite().all()
+
+    def test_a_list_does_not_depend_on_batch_mates(self, fitted: Recommender, split: Split) -> None:
+        queries = queries_of(split)
+        together = scores(fitted, queries)
+        some = torch.tensor([7, 3, 150])
+        torch.testing.assert_close(scores(fitted, queries.select(some)), together[some], rtol=0, atol=self.tolerance)
+        alone = scores(fitted, queries.select(some[:1]))
+        torch.testing.assert_close(alone, together[some[:1]], rtol=0, atol=self.tolerance)
+
+    def test_scoring_twice_gives_the_same_and_changes_nothing(self, fitted: Recommender, split: Split) -> None:
+        before = {name: value.clone() for name, value in fitted.state_dict().items()}
+        first, second = scores(fitted, queries_of(split)), scores(fitted, queries_of(split))
+        assert torch.equal(first, second)
+        assert all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
+
+    def test_a_history_that_nobody_has_is_scored(self, fitted: Recommender, split: Split) -> None:
+        new = Interactions.of(np.zeros(3, dtype=np.int64), np.array([1, 20, 40]), None, 1)
+        assert scores(fitted, Queries.of(new, ITEMS, np.array([99]))).isfinite().all()
+
+    def test_an_empty_history_is_scored(self, fitted: Recommender) -> None:
+        nothing = Interactions.of(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), None, 1)
+        assert scores(fitted, Queries.of(nothing, ITEMS, np.array([99]))).isfinite().all()
+
+    def test_equal_seeds_give_equal_weights(self, fitted: Recommender, split: Split, tmp_path: Any) -> None:
+        again = self.train(split, tmp_path)
+        assert fitted.state_dict().keys() == again.state_dict().keys()
+        for name, value in again.state_dict().items():
+            assert torch.equal(value, fitted.state_dict()[name]), name
+
+    def test_a_saved_model_comes_back_with_the_same_scores(
+        self, fitted: Recommender, split: Split, tmp_path: Any
+    ) -> None:
+        variant = Variant(name="laws", model=self.model, options=self.options)
+        card = ModelCard(
+            dataset="planted", variant=variant, n_items=ITEMS, seed=fitted.scoring_seed, data_version="", fingerprint=""
+        )
+        Artifact(fitted, split.items, card).save(tmp_path / "model", {})
+        again = Artifact.load(tmp_path / "model").model
+        assert torch.equal(scores(again, queries_of(split)), scores(fitted, queries_of(split)))
+
+    def test_planted_tastes_are_found_better_than_by_popularity(self, fitted: Recommender, split: Split) -> None:
+        popular = MostPop(MostPop.Config(), ITEMS)
+        popular.solve(queries_of(split))
+        assert recall(fitted, split) > recall(popular, split) + 0.2
+
+    def test_an_unknown_option_is_refused(self) -> None:
+        assert model_class(self.model)
+        with pytest.raises(UserError, match="nonsense"):
+            model_config(self.model, {**self.options, "nonsense": 1})
