@@ -7,6 +7,7 @@ memory stays bounded. Great Expectations reaches no network and reports to no on
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 from great_expectations.render.view.view import DefaultJinjaSectionView
+
+logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells of each folder that it makes
 
 ROW_BUDGET = 2_000_000
 FINITE = 1.7e308  # the largest doubles, so that only infinities lie outside
@@ -128,7 +131,7 @@ def _profile_checks(dataset: Dataset, profile: Profile) -> list[Check]:
             high=dataset.max_bad_share,
             remedy="mend the log or raise max_bad_share in params.yaml",
         ),
-        _none("unaccounted", "Every row read is accepted or quarantined.", "rows are neither accepted nor quarantined"),
+        _none("unaccounted", "Every row read is accepted or quarantined.", "rows neither accepted nor quarantined"),
         _bounded(
             "rows",
             "The file of accepted rows holds what the ingestion reported.",
@@ -138,12 +141,12 @@ def _profile_checks(dataset: Dataset, profile: Profile) -> list[Check]:
             high=profile["accepted"],
             remedy="ingest the log again",
         ),
-        _at_least("users", 2, "There are at least two users.", "there are {users} users"),
-        _at_least("items", 2, "There are at least two items.", "there are {items} items"),
-        _none("empty_users", "Every row names its user.", "rows name no user"),
-        _none("empty_items", "Every row names its item.", "rows name no item"),
+        _at_least("users", 2, "There are at least two users.", "there are too few users ({users})"),
+        _at_least("items", 2, "There are at least two items.", "there are too few items ({items})"),
+        _none("empty_users", "Every row names its user.", "rows without a user"),
+        _none("empty_items", "Every row names its item.", "rows without an item"),
         _none("out_of_order", "Row numbers count up, so that ties in time are broken the same way everywhere.",
-              "rows are out of the order of reading"),
+              "rows out of the order of reading"),
     ]  # fmt: skip
     return [*checks, *_time_checks(dataset), *_meaning_checks(dataset), *_split_checks(dataset), *_shape_checks()]
 
@@ -151,20 +154,20 @@ def _profile_checks(dataset: Dataset, profile: Profile) -> list[Check]:
 def _time_checks(dataset: Dataset) -> list[Check]:
     if not dataset.has_order:
         return []
-    checks = [_none("empty_times", "Every row has its time.", "rows have no time")]
+    checks = [_none("empty_times", "Every row has its time.", "rows without a time")]
     if not dataset.has_clock:
-        return [*checks, _none("early_times", "Places in the order count from zero.", "rows have a negative place")]
+        return [*checks, _none("early_times", "Places in the order count from zero.", "rows with a negative place")]
     return [
         *checks,
-        _none("early_times", "No row is older than 1970.", "rows are older than 1970"),
-        _none("future_times", "No row lies in the future.", "rows lie in the future"),
+        _none("early_times", "No row is older than 1970.", "rows older than 1970"),
+        _none("future_times", "No row lies in the future.", "rows in the future"),
     ]
 
 
 def _meaning_checks(dataset: Dataset) -> list[Check]:
     checks = []
     if dataset.columns.rating is not None:
-        checks.append(_none("endless_ratings", "Ratings are finite numbers.", "ratings are NaN or infinite"))
+        checks.append(_none("endless_ratings", "Ratings are finite numbers.", "ratings that are NaN or infinite"))
     if dataset.positive is not None:
         checks.append(
             _at_least(
@@ -183,7 +186,7 @@ def _split_checks(dataset: Dataset) -> list[Check]:
     split = dataset.split.kind
     if split == "official":
         return [
-            _none("unknown_parts", "Every row belongs to train, valid or test.", "rows belong to no part"),
+            _none("unknown_parts", "Every row belongs to train, valid or test.", "rows of no part"),
             *(
                 _at_least(f"{part}_rows", 1, f"The part {part} has rows.", f"the part {part} is empty")
                 for part in PARTS
@@ -238,36 +241,28 @@ def _shape_checks() -> list[Check]:
 def _row_checks(dataset: Dataset, columns: Sequence[str]) -> list[Check]:
     """The same law row by row, for the columns that are there."""
     checks = []
-    for name in ("user", "item"):
+    for name, lack in (("user", "rows without a user"), ("item", "rows without an item")):
         filled = ExpectColumnValuesToNotBeNull(column=name)
         named = ExpectColumnValuesToNotBeInSet(column=name, value_set=[""])
-        checks.append(Check(f"{name}_present", f"Every row has a {name}.", "no nulls", filled, f"rows have no {name}"))
-        checks.append(
-            Check(
-                f"{name}_named",
-                f"No {name} is an empty text.",
-                "some text",
-                named,
-                f"rows have an empty {name}",
-            )
-        )
+        checks.append(Check(f"{name}_present", f"Every row has its {name}.", "no nulls", filled, lack))
+        checks.append(Check(f"{name}_named", f"No {name} is an empty text.", "some text", named, lack))
     if dataset.has_order:
         timed = ExpectColumnValuesToNotBeNull(column="time")
-        checks.append(Check("time_present", "Every row has a time.", "no nulls", timed, "rows have no time"))
+        checks.append(Check("time_present", "Every row has its time.", "no nulls", timed, "rows without a time"))
     if "time" in columns:
-        meaning = "Times are microseconds since 1970." if dataset.has_clock else "Times are places in the order."
         late = ExpectColumnValuesToBeBetween(column="time", min_value=0)
-        checks.append(Check("time_in_range", meaning, "0 or more", late, "rows have a negative time"))
+        if dataset.has_clock:
+            meaning, lack = "Times are microseconds since 1970.", "rows older than 1970"
+        else:
+            meaning, lack = "Times are places in the order.", "rows with a negative place"
+        checks.append(Check("time_in_range", meaning, "0 or more", late, lack))
     if "rating" in columns:
         finite = ExpectColumnValuesToBeBetween(column="rating", min_value=-FINITE, max_value=FINITE)
-        checks.append(
-            Check("rating_in_range", "Ratings are finite.", "a finite number", finite, "ratings are infinite")
-        )
+        lack = "ratings that are NaN or infinite"
+        checks.append(Check("rating_in_range", "Ratings are finite.", "a finite number", finite, lack))
     if "split" in columns:
         known = ExpectColumnValuesToBeInSet(column="split", value_set=list(PARTS))
-        checks.append(
-            Check("split_known", "Rows name a known part.", ", ".join(PARTS), known, "rows name an unknown part")
-        )
+        checks.append(Check("split_known", "Rows name a known part.", ", ".join(PARTS), known, "rows of no part"))
     return checks
 
 
@@ -285,8 +280,8 @@ def _bounded(
     return Check(name, meaning, expected, between, breach, remedy, blocking)
 
 
-def _none(name: str, meaning: str, breach: str) -> Check:
-    return _bounded(name, meaning, "0", f"{{{name}}} {breach}", low=0, high=0)
+def _none(name: str, meaning: str, what: str) -> Check:
+    return _bounded(name, meaning, "0", f"there are {what} ({{{name}}} of {{rows}})", low=0, high=0)
 
 
 def _at_least(name: str, low: int, meaning: str, breach: str, remedy: str = Check.remedy) -> Check:
@@ -331,8 +326,8 @@ def _report(
         rows=int(profile["rows"]),
         row_checks=_row_scope(checks, profile),
         expectations=tuple(findings),
-        breaches=tuple(_sentence(check, one, profile) for check, one in broken if check.blocking),
-        warnings=tuple(_sentence(check, one, profile) for check, one in broken if not check.blocking),
+        breaches=_sentences([pair for pair in broken if pair[0].blocking], profile),
+        warnings=_sentences([pair for pair in broken if not pair[0].blocking], profile),
         remedy=next((check.remedy for check, _ in broken if check.blocking), None),
         profile=profile,
     )
@@ -360,9 +355,14 @@ def _finding(table: str, check: Check, outcome: ExpectationValidationResult, pro
     )
 
 
+def _sentences(broken: Sequence[tuple[Check, Finding]], profile: Profile) -> tuple[str, ...]:
+    """One a fault, though both tables may have found it."""
+    return tuple(dict.fromkeys(_sentence(check, finding, profile) for check, finding in broken))
+
+
 def _sentence(check: Check, finding: Finding, profile: Profile) -> str:
     if finding.table == ROWS:
-        return f"{finding.observed.split()[0]} {check.breach}"
+        return f"there are {check.breach} ({finding.observed.split()[0]} of {profile['rows']:,})"
     said = check.breach
     for name, value in profile.items():
         said = said.replace(f"{{{name}}}", figure(name, value))
