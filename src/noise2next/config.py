@@ -53,12 +53,25 @@ class OfficialSplit(SplitBase):
     kind: Literal["official"] = "official"
 
 
-class PerUserRatio(SplitBase):
+class Shares(SplitBase):
+    """A split by shares, which must leave something to train on."""
+
+    valid: Share = 0.1
+    test: Share = 0.2
+
+    @model_validator(mode="after")
+    def _leave_some_to_train(self) -> Self:
+        if self.valid + self.test >= 1:
+            raise ValueError(
+                f"valid {self.valid} and test {self.test} leave nothing to train on: their sum must be below 1"
+            )
+        return self
+
+
+class PerUserRatio(Shares):
     """The oldest share of each user's history trains; validation, then test, follow."""
 
     kind: Literal["per_user_ratio"] = "per_user_ratio"
-    valid: Share = 0.1
-    test: Share = 0.2
 
 
 class LeaveOneOut(SplitBase):
@@ -67,20 +80,17 @@ class LeaveOneOut(SplitBase):
     kind: Literal["leave_one_out"] = "leave_one_out"
 
 
-class GlobalTime(SplitBase):
+class GlobalTime(Shares):
     """Three consecutive windows of one clock, cut at quantiles of the interactions."""
 
     kind: Literal["global_time"] = "global_time"
-    valid: Share = 0.1
     test: Share = 0.1
 
 
-class RandomRatio(SplitBase):
+class RandomRatio(Shares):
     """Shares of each user's history drawn by the seed: for a log without any time, and no honest look at the future."""
 
     kind: Literal["random"] = "random"
-    valid: Share = 0.1
-    test: Share = 0.2
 
 
 SplitConfig = Annotated[

@@ -298,7 +298,16 @@ def test_nothing_left_names_the_filter_and_the_remedy(prepared: Preparing, choic
 def on_spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preparing]:
     if importlib.util.find_spec("pyspark") is None or not has_java:
         pytest.skip("pyspark (extra [spark]) or Java 17 is missing")
-    yield from preparing("spark", tmp_path_factory.mktemp("spark"))
+    run = preparing("spark", tmp_path_factory.mktemp("spark"))
+    made = next(run)
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    session.conf.set("spark.sql.shuffle.partitions", "2")  # tiny logs: many partitions and compiled plans only cost
+    session.conf.set("spark.sql.codegen.wholeStage", "false")
+    session.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+    yield made
+    run.close()
 
 
 @pytest.mark.spark

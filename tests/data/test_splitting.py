@@ -124,9 +124,10 @@ def test_deleting_all_rows_at_or_after_the_cut_changes_nothing_in_train(table: T
     pd.testing.assert_frame_equal(whole[whole["part"] == "train"].reset_index(drop=True), past)
 
 
-def test_shares_that_leave_no_training_window_have_no_cuts(table: Table) -> None:
-    log = table(frame([(0, 0, 1), (0, 1, 2)]))
-    assert time_cuts(log, GlobalTime(valid=0.6, test=0.6)) is None
+@pytest.mark.parametrize("kind", [PerUserRatio, GlobalTime, RandomRatio])
+def test_shares_that_leave_nothing_to_train_on_are_refused(kind: type[GlobalTime]) -> None:
+    with pytest.raises(ValueError, match="their sum must be below 1"):
+        kind(valid=0.5, test=0.5)
 
 
 # --- leakage ----------------------------------------------------------------------------------------------------------

@@ -45,16 +45,11 @@ def with_parts(log: ir.Table, config: SplitConfig, cuts: Cuts | None) -> ir.Tabl
             return _windows(log, cuts)
 
 
-def time_cuts(log: ir.Table, config: GlobalTime) -> Cuts | None:
-    """The times of the rows at rank floor(n (1 - valid - test)) and floor(n (1 - test)), oldest first.
-
-    None where a cut would lie beyond the last row or before the first: the log is too small for these shares.
-    """
-    rows = int(log.count().execute())
+def time_cuts(log: ir.Table, config: GlobalTime) -> Cuts:
+    """The times of the rows at rank floor(n (1 - valid - test)) and floor(n (1 - test)), oldest first, from 0."""
+    rows = _count(log)
     valid, test = _fraction(config.valid), _fraction(config.test)
-    ranks = rows * (1 - valid - test) // 1, rows * (1 - test) // 1
-    if not all(0 <= rank < rows for rank in ranks):
-        return None
+    ranks = int(rows * (1 - valid - test)), int(rows * (1 - test))
     counts = log.group_by("time").aggregate(n=log.count())
     upto = counts.mutate(rows=counts["n"].cumsum(order_by="time"))  # rows at this time or before
     return Cuts(*(int(upto.filter(upto["rows"] > rank)["time"].min().execute()) for rank in ranks))
@@ -63,7 +58,7 @@ def time_cuts(log: ir.Table, config: GlobalTime) -> Cuts | None:
 def _windows(log: ir.Table, cuts: Cuts | None) -> ir.Table:
     """train < cuts.valid <= valid < cuts.test <= test: rows that tie with a cut go to the later window."""
     if cuts is None:
-        return log.mutate(part=ibis.literal("train"))
+        raise ValueError("windows need their cuts")
     part = ibis.cases((log["time"] >= cuts.test, "test"), (log["time"] >= cuts.valid, "valid"), else_="train")
     return log.mutate(part=part)
 

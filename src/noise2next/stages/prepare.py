@@ -105,6 +105,12 @@ def _notes(dataset: Dataset) -> list[str]:
             "in DiffRec's official files every user's test rows are older than the validation rows, "
             "so reading validation at test time would be a leak: keep history: train"
         )
+    if dataset.split.kind != "official" and dataset.k_core > 1:
+        notes.append(
+            "k_core counts the whole log, as published preprocessing does: who is kept depends on later rows too"
+        )
+    if dataset.split.kind == "global_time" and dataset.repeats == "last":
+        notes.append("repeats: last moves an interaction out of train where the user comes back to the item later")
     if dataset.split.kind == "random":
         notes.append("random split: test rows may be older than training rows, so this says nothing about the future")
     return notes
