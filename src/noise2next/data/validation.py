@@ -35,7 +35,8 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 from great_expectations.render.view.view import DefaultJinjaSectionView
 
-logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells of each folder that it makes
+# It tells of each folder that it makes, at a level of its own.
+logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
 
 ROW_BUDGET = 2_000_000
 FINITE = 1.7e308  # the largest doubles, so that only infinities lie outside
