@@ -1,7 +1,7 @@
 """The state of an unfinished training run on disk: `state.safetensors` and `progress.json`. No pickle.
 
-Written as every output folder is, whole or not at all, so that a run killed at any instant finds the state before or
-the state after. A damaged or foreign checkpoint is left out with a warning; the run then starts from the beginning.
+Two folders take turns, each written as every output folder is, so that a run killed at any instant finds the last state
+or the one before. A damaged checkpoint is left out with a warning; without any, the run starts from the beginning.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, read_json, verify, write_json, writing
 
 log = logging.getLogger(__name__)
+
+SLOTS = ("a", "b")
 
 
 class EpochRecord(Frozen):
@@ -45,6 +47,7 @@ class Progress(Frozen):
     """Where a run stands; with the tensors it is all that the rest of the run depends on."""
 
     identity: str  # hash of everything that decides the run: another run's checkpoint is of no use
+    saves: int = 0  # checkpoints written so far
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the epoch after those
     batches: int = 0  # finished batches in all
@@ -56,14 +59,19 @@ class Progress(Frozen):
 
 
 def save(place: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
-    """Replace the checkpoint at `place`."""
-    with writing(place) as folder:
+    """Write a checkpoint below `place`. Two take turns, so that at every instant one is whole."""
+    with writing(place / SLOTS[progress.saves % 2]) as folder:
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "state.safetensors")
         write_json(folder / "progress.json", progress.model_dump(mode="json"))
 
 
 def load(place: Path, identity: str) -> tuple[dict[str, Tensor], Progress] | None:
-    """The checkpoint at `place`, tensors on the CPU, or None where there is none of this run that can be trusted."""
+    """The newest checkpoint of this run below `place` that can be trusted, tensors on the CPU, or None."""
+    found = [one for slot in SLOTS if (one := _read(place / slot, identity)) is not None]
+    return max(found, key=lambda one: one[1].saves, default=None)
+
+
+def _read(place: Path, identity: str) -> tuple[dict[str, Tensor], Progress] | None:
     if not place.exists():
         return None
     try:
@@ -71,11 +79,10 @@ def load(place: Path, identity: str) -> tuple[dict[str, Tensor], Progress] | Non
             raise UserError(f"{place / MANIFEST}: missing")
         verify(place)
         progress = Progress.model_validate(read_json(place / "progress.json"))
-        tensors = load_file(place / "state.safetensors")
+        if progress.identity != identity:
+            log.info("%s: a checkpoint of another run (data, options, seed or code differ) is left out", place)
+            return None
+        return load_file(place / "state.safetensors"), progress
     except (UserError, OSError, KeyError, json.JSONDecodeError, ValidationError, SafetensorError) as error:
-        log.warning("%s: the checkpoint is damaged, training starts from the beginning: %s", place, error)
+        log.warning("%s: the checkpoint is damaged and left out, training starts before it: %s", place, error)
         return None
-    if progress.identity != identity:
-        log.info("%s: the checkpoint is of another run (data, options or seed differ), training starts anew", place)
-        return None
-    return tensors, progress

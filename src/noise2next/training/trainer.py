@@ -123,7 +123,7 @@ class Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                 terms = self.model.loss(batch, phase, clock)
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + self._finite(name, float(value))
+                sums[name] = sums.get(name, 0.0) + self._finite(name, float(value.detach()))
             self.model.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             self.optimisers[phase].step()
@@ -175,6 +175,7 @@ class Trainer:
             return
         if self.at.batch:
             self._move(epoch_seconds=now - self._began)
+        self._move(saves=self.at.saves + 1)
         checkpoint.save(self.place, self._tensors(), self.at)
         self._saved = time.monotonic()
 

@@ -1,0 +1,246 @@
+"""DiffRec: the fast forms equal the plain ones, and it learns what was planted."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from noise2next.data.queries import Queries
+from noise2next.models.base import Clock
+from noise2next.models.diffrec import DiffRec
+
+OFFICIAL = {"steps": 40, "hidden": (200, 600), "noise_scale": 0.005, "noise_min": 0.005, "noise_max": 0.01}
+
+
+def queries(users, items, seed=0):
+    """Random histories, some empty, some with repeats, with weights."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 9, (users,), generator=draw)
+    indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    n = int(indptr[-1])
+    chosen = torch.randint(0, items, (n,), generator=draw)
+    weights = 0.1 + 0.9 * torch.rand(n, generator=draw)
+    keys = torch.randint(-(2**62), 2**62, (users,), generator=draw)
+    return Queries(indptr, chosen, weights, None, keys, items)
+
+
+def model(items=60, **options):
+    torch.manual_seed(0)
+    return DiffRec(DiffRec.Config(**options), items).eval()
+
+
+def trained(items=60, **options):
+    """A model whose weights are no longer small, so that the chain is far from linear."""
+    made = model(items, **options)
+    with torch.no_grad():
+        for parameter in made.denoiser.parameters():
+            parameter.mul_(2)
+    return made
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        OFFICIAL,
+        {**OFFICIAL, "parameterisation": "eps"},
+        {**OFFICIAL, "hidden": (1000,)},
+        {**OFFICIAL, "hidden": (1000,), "parameterisation": "eps"},
+        {"steps": 5, "hidden": (8, 16, 32), "schedule": "cosine"},
+        {"steps": 5, "hidden": (16,), "schedule": "binomial", "parameterisation": "eps"},
+        {"steps": 5, "hidden": (16,), "noise_scale": 0.0},
+        {"steps": 5, "hidden": (16,), "sampling_steps": 3},
+        {"steps": 5, "hidden": (16,), "sampling_steps": 5, "parameterisation": "eps", "step_embedding_size": 5},
+    ],
+    ids=str,
+)
+def test_the_chain_in_hidden_space_is_the_plain_chain(options):
+    made, asked = trained(300, **options), queries(33, 300)
+    assert made.reads_in_hidden_space
+    plain = made.restore(made._start(asked), asked.keys)
+    np.testing.assert_allclose(made.score(asked), plain, atol=1e-5 * max(1.0, float(plain.abs().max())))
+
+
+@pytest.mark.parametrize("options", [{"normalise": True}, {"sampling_noise": True}])
+def test_the_plain_chain_serves_where_the_hidden_one_is_not_exact(options):
+    made, asked = model(steps=5, hidden=(16,), **options), queries(9, 60)
+    assert not made.reads_in_hidden_space
+    assert torch.equal(made.score(asked), made.restore(asked.multi_hot(), asked.keys))
+
+
+def test_the_final_scores_are_the_network_at_step_zero():
+    """c1 = 1 and c2 = 0 at t = 0: what comes out is one network output on the state before."""
+    made, asked = trained(steps=4, hidden=(16,)), queries(9, 60)
+    x = asked.multi_hot()
+    with torch.no_grad():
+        for step in (3, 2, 1):
+            t = torch.full((9,), step)
+            x = made.process.posterior_mean(made.denoiser(x, t), x, t)
+        last = made.denoiser(x, torch.zeros(9, dtype=torch.int64))
+    np.testing.assert_allclose(made.score(asked), last, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling_noise": True}, {"sampling_steps": 3}])
+def test_a_row_does_not_depend_on_its_batch(options):
+    made, asked = trained(steps=5, hidden=(16,), **options), queries(40, 60)
+    together = made.score(asked)
+    alone = torch.cat([made.score(asked.select(torch.tensor([user]))) for user in range(40)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"sampling_noise": True}, {"sampling_steps": 3}])
+def test_stochastic_scores_follow_the_seed(options):
+    made, asked = trained(steps=5, hidden=(16,), schedule="cosine", **options), queries(5, 60)
+    first = made.score(asked)
+    assert torch.equal(made.score(asked), first)
+    made.scoring_seed = 1
+    assert not torch.allclose(made.score(asked), first, atol=1e-3)
+
+
+def test_scores_follow_the_weights_after_each_change():
+    made, asked = trained(steps=5, hidden=(16,)), queries(5, 60)
+    made.begin_scoring()
+    old = made.score(asked)
+    made.load_state_dict(model(steps=5, hidden=(16,)).state_dict())
+    loaded = made.score(asked)
+    assert not torch.allclose(loaded, old, atol=1e-3)
+    made.train()
+    with torch.no_grad():
+        made.denoiser.decode.weight.mul_(3)
+    made.eval()
+    assert not torch.allclose(made.score(asked), loaded, atol=1e-3)
+    np.testing.assert_allclose(made.score(asked), made.restore(asked.multi_hot(), asked.keys), atol=1e-5)
+
+
+class Plain(nn.Module):
+    """The network and loss in their plain form: one concatenated layer, torch's tanh, a given mask, autograd's mean."""
+
+    def __init__(self, made: DiffRec) -> None:
+        super().__init__()
+        net = made.denoiser
+        self.process = made.process.double()
+        self.embedding = nn.Linear(10, 10)
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in [(60 + 10, 32), (32, 16), (16, 32), (32, 60)])
+        first = torch.cat([net.from_items.weight, net.from_step.weight], dim=1)
+        sources = [net.embedding, None, *net.middle, net.decode]
+        for layer, source in zip([self.embedding, *self.layers], sources, strict=True):
+            layer.weight = nn.Parameter((first if source is None else source.weight).detach().double())
+            layer.bias = nn.Parameter((net.from_step.bias if source is None else source.bias).detach().double())
+
+    def loss(self, x0, t, noise, mask, divisor, parameterisation):
+        kept = self.process.signal[t][:, None]
+        x_t = kept * x0 + self.process.noise[t][:, None] * noise
+        k = torch.arange(5).double()
+        angle = t.double()[:, None] * torch.exp(-k / 5 * np.log(10000.0))
+        e = self.embedding(torch.cat([angle.cos(), angle.sin()], dim=1))
+        state = torch.cat([x_t * mask, e], dim=1)
+        for layer in self.layers[:-1]:
+            state = torch.tanh(layer(state))
+        target = x0 if parameterisation == "x0" else noise
+        error = (self.layers[-1](state) - target).square().mean(dim=1)
+        weights = self.process.weight_x0 if parameterisation == "x0" else self.process.weight_eps
+        return (weights[t] * error / divisor).mean()
+
+
+@pytest.mark.parametrize("parameterisation", ["x0", "eps"])
+def test_gradients_are_those_of_the_plain_form(parameterisation, monkeypatch):
+    made = model(
+        steps=5, hidden=(16, 32), parameterisation=parameterisation, schedule="linear-var", noise_scale=0.1
+    ).train()
+    asked = queries(24, 60)
+    x0, t, noise = asked.multi_hot(), torch.randint(0, 5, (24,)), torch.randn(24, 60)
+    mask, divisor = 2.0 * torch.randint(0, 2, (24, 60)).float(), 0.5 + torch.rand(24)
+    monkeypatch.setattr(made.denoiser.dropout, "_mask", lambda x: mask)
+    monkeypatch.setattr(made.step_sampler, "forward", lambda size: (t, divisor))
+    monkeypatch.setattr(torch, "randn_like", lambda x: noise)
+    plain = Plain(made)
+    loss = made.loss(asked, "train", Clock())["denoising"]
+    expected = plain.loss(x0.double(), t, noise.double(), mask.double(), divisor.double(), parameterisation)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    loss.backward()
+    expected.backward()
+    net = made.denoiser
+    pairs = [
+        (torch.cat([net.from_items.weight.grad, net.from_step.weight.grad], dim=1), plain.layers[0].weight.grad),
+        (net.from_step.bias.grad, plain.layers[0].bias.grad),
+        (net.embedding.weight.grad, plain.embedding.weight.grad),
+        (net.embedding.bias.grad, plain.embedding.bias.grad),
+        (net.decode.weight.grad, plain.layers[-1].weight.grad),
+        (net.decode.bias.grad, plain.layers[-1].bias.grad),
+    ]
+    pairs += [(a.weight.grad, b.weight.grad) for a, b in zip(net.middle, plain.layers[1:-1], strict=True)]
+    for found, right in pairs:
+        np.testing.assert_allclose(found, right, atol=1e-6 * float(right.abs().max()))
+
+
+def test_losses_fill_the_memory_of_the_step_sampler():
+    made = model(steps=3, hidden=(16,)).train()
+    made.loss(queries(50, 60), "train", Clock())
+    assert int(made.step_sampler.seen.sum()) == 50
+    assert made.step_sampler.losses.max() > 0
+
+
+def test_without_reweighting_the_loss_is_the_plain_squared_error():
+    asked, losses = queries(50, 60), {}
+    for reweight in (True, False):
+        made = model(steps=3, hidden=(16,), reweight=reweight, importance_sampling=False).train()
+        torch.manual_seed(5)
+        losses[reweight] = float(made.loss(asked, "train", Clock())["denoising"])
+    assert losses[False] < 1 < losses[True]
+
+
+def test_elbo_terms_are_one_a_step_and_those_of_training_without_dropout():
+    made, asked = model(steps=6, hidden=(16,), dropout=0.0), queries(50, 60)
+    terms = made.elbo_terms(asked)
+    assert terms.shape == (6,)
+    assert torch.equal(made.elbo_terms(asked), terms)
+    t, noise = torch.full((50,), 4), torch.randn(50, 60)
+    with torch.no_grad():
+        x0 = asked.multi_hot()
+        output = made.denoiser(made.process.add_noise(x0, t, noise), t)
+        expected = float(made.process.weight_x0[4] * (output - x0).square().mean())
+    assert float(terms[4]) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "cosine", "hidden": (32,), "dropout": 0.3},
+        {"schedule": "binomial", "hidden": (128,), "dropout": 0.0, "parameterisation": "eps"},
+    ],
+    ids=["x0", "eps"],
+)
+def test_it_finds_the_planted_groups(options):
+    """Three groups of items; a user takes half of one group. The other half must come first."""
+    draw = torch.Generator().manual_seed(0)
+    groups = torch.arange(240) % 3
+    rows = torch.stack([20 * group + torch.randperm(20, generator=draw)[:10] for group in groups.tolist()])
+    indptr = torch.arange(0, 2401, 10)
+    asked = Queries(indptr, rows.flatten(), torch.ones(2400), None, torch.arange(240), 60)
+    made = model(steps=5, **options).train()
+    optimiser = torch.optim.Adam(made.parameters(), lr=0.01)
+    for _ in range(200):
+        optimiser.zero_grad()
+        made.loss(asked, "train", Clock())["denoising"].backward()
+        optimiser.step()
+    scores = made.eval().score(asked).masked_fill(asked.multi_hot() > 0, -torch.inf)
+    best = scores.topk(10).indices // 20
+    assert float((best == groups[:, None]).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"noise_min": 0.02, "noise_max": 0.01}, "noise_min"),
+        ({"steps": 1}, "steps"),
+        ({"hidden": []}, "hidden"),
+        ({"sampling_steps": 6}, "sampling_steps"),
+        ({"noise_scale": 0, "parameterisation": "eps"}, "noise_scale"),
+        ({"noise_scale": 1000}, "at most 1"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"step": 3}, "step"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused_with_their_place(options, place):
+    with pytest.raises(ValidationError, match=place):
+        DiffRec.Config(**options)

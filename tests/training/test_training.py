@@ -1,0 +1,403 @@
+"""The one loop: early stopping, best weights, checkpoints, and the same bytes after a kill."""
+
+import logging
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from noise2next.config import TrainerConfig
+from noise2next.data.queries import Queries
+from noise2next.errors import UserError
+from noise2next.models.base import ClosedForm, ModelConfig, Trainable
+from noise2next.models.diffrec import DiffRec
+from noise2next.training import checkpoint, device
+from noise2next.training.fit import fit
+from noise2next.training.seeding import epoch_order, seed_everything
+from noise2next.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def histories(users=64, items=30, length=6):
+    draw = torch.Generator().manual_seed(0)
+    chosen = torch.stack([torch.randperm(items, generator=draw)[:length] for _ in range(users)]).flatten()
+    indptr = torch.arange(0, users * length + 1, length)
+    return Queries(indptr, chosen, torch.ones(users * length), None, torch.arange(users), items)
+
+
+def diffrec(items=30):
+    return DiffRec(DiffRec.Config(steps=3, hidden=(8,)), items)
+
+
+def learn(model, folder, validate=lambda model: {"recall@20": 0.1}, seed=1, on_epoch=lambda *_: None, **choices):
+    config = TrainerConfig(**{"epochs": 3, "batch_size": 20, "checkpoint_seconds": 0, **choices})
+    return fit(model, histories(), config, validate, folder / "checkpoint", seed, CPU, on_epoch, progress=False)
+
+
+class Counter(Trainable):
+    """Remembers what the loop does; its weight grows by about the learning rate a step."""
+
+    Config = ModelConfig
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.heard = []
+
+    def score(self, queries):
+        raise NotImplementedError
+
+    def loss(self, batch, phase, clock):
+        self.heard.append((phase, clock.epoch, clock.batch, len(batch)))
+        return {"pull": -self.weight.sum(), "constant": torch.tensor(2.0)}
+
+
+def test_every_user_comes_once_an_epoch_in_an_order_of_its_own():
+    model, seen = diffrec(), []
+    for epoch in range(2):
+        batches = list(model.batches(histories(), 20, epoch_order(1, epoch)))
+        assert [len(one) for one in batches] == [20, 20, 20, 4]
+        seen.append(torch.cat([one.keys for one in batches]))
+        assert sorted(seen[-1].tolist()) == list(range(64))
+    assert not torch.equal(*seen)
+    again = torch.cat([one.keys for one in model.batches(histories(), 20, epoch_order(1, 0))])
+    assert torch.equal(again, seen[0])
+
+
+def test_it_stops_when_patience_is_over_and_keeps_the_best_weights(tmp_path):
+    metric = iter([0.1, 0.3, 0.3, 0.2, 0.1, 0.9])
+    weights = []
+
+    def validate(model):
+        weights.append(float(model.weight.detach()))
+        return {"recall@20": next(metric)}
+
+    model = Counter()
+    report = learn(model, tmp_path, validate, epochs=100, patience=3)
+    assert (report.epochs, report.best_epoch, report.metrics) == (5, 2, {"recall@20": 0.3})
+    assert float(model.weight.detach()) == weights[1] < weights[2]
+    assert not model.training
+
+
+def test_validation_comes_every_few_epochs_and_at_the_end(tmp_path):
+    report = learn(Counter(), tmp_path, epochs=7, evaluate_every=3, patience=1)
+    assert [record.epoch for record in report.curve if record.metrics] == [3, 6]
+    report = learn(Counter(), tmp_path / "other", epochs=7, evaluate_every=3, patience=10)
+    assert [record.epoch for record in report.curve if record.metrics] == [3, 6, 7]
+
+
+def test_the_loop_tells_the_clock_and_the_mean_of_each_term(tmp_path):
+    model, heard = Counter(), {}
+    report = learn(model, tmp_path, epochs=2, on_epoch=heard.__setitem__)
+    assert [one[1:3] for one in model.heard] == [(epoch, 4 * epoch + batch) for epoch in (0, 1) for batch in range(4)]
+    assert report.curve[1].loss["constant"] == 2.0
+    assert set(heard[2]) == {"loss_pull", "loss_constant", "valid_recall@20", "seconds"}
+
+
+def test_each_phase_moves_its_own_parameters_only(tmp_path):
+    class Two(Counter):
+        phases = ("first", "second")
+
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Parameter(torch.zeros(1))
+
+        def trained_in(self, phase):
+            yield self.weight if phase == "first" else self.other
+
+        def loss(self, batch, phase, clock):
+            self.heard.append((phase, float(self.weight.detach()), float(self.other.detach())))
+            return {phase: -(self.weight + self.other).sum()}
+
+    model = Two()
+    learn(model, tmp_path, epochs=1, learning_rate=0.5)
+    moved = [(name, round(a, 3), round(b, 3)) for name, a, b in model.heard[:3]]
+    assert moved == [("first", 0, 0), ("second", 0.5, 0), ("first", 0.5, 0.5)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path):
+    class Broken(Counter):
+        def loss(self, batch, phase, clock):
+            return {"pull": self.weight.sum() * (torch.nan if clock.batch == 5 else 1.0)}
+
+    with pytest.raises(UserError, match=r"epoch 2: the loss 'pull' is nan; lower trainer.learning_rate"):
+        learn(Broken(), tmp_path)
+
+
+def test_a_metric_that_validation_does_not_know_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"trainer.metric: 'recall@7' is not among recall@20"):
+        learn(Counter(), tmp_path, metric="recall@7")
+    with pytest.raises(UserError, match="no user to judge"):
+        learn(Counter(), tmp_path, lambda model: {"recall@20": float("nan")})
+
+
+def test_a_closed_form_is_solved_once_and_judged(tmp_path):
+    class Mean(ClosedForm):
+        Config = ModelConfig
+        solved = 0
+
+        def solve(self, train):
+            self.solved += 1
+
+        def score(self, queries):
+            raise NotImplementedError
+
+    model = Mean()
+    report = learn(model, tmp_path)
+    assert (model.solved, report.epochs, report.metrics) == (1, 0, {"recall@20": 0.1})
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path):
+    states = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        seed_everything(seed)
+        model = diffrec()
+        learn(model, tmp_path / name, seed=seed)
+        states[name] = model.state_dict()
+    assert all(torch.equal(states["a"][name], states["b"][name]) for name in states["a"])
+    assert not torch.equal(states["a"]["denoiser.decode.weight"], states["c"]["denoiser.decode.weight"])
+
+
+def test_a_line_of_the_log_comes_with_each_epoch(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="noise2next.training.trainer"):
+        learn(Counter(), tmp_path, epochs=2)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["epoch 1", "epoch 2"]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+KILLED_AGAIN_AND_AGAIN = """
+    import logging, os, random, signal, sys, time
+    from pathlib import Path
+    import torch
+    from safetensors.torch import save_file
+    from noise2next.config import TrainerConfig
+    from noise2next.data.queries import Queries
+    from noise2next.models.diffrec import DiffRec
+    from noise2next.training.fit import fit
+    from noise2next.training.seeding import seed_everything
+
+    folder = Path(sys.argv[1])
+
+    def train(name):
+        torch.set_num_threads(1)
+        logging.basicConfig(level=logging.INFO, filename=folder / f"{name}.log")
+        users, items, length = 96, 40, 6
+        draw = torch.Generator().manual_seed(0)
+        chosen = torch.stack([torch.randperm(items, generator=draw)[:length] for _ in range(users)]).flatten()
+        indptr = torch.arange(0, users * length + 1, length)
+        data = Queries(indptr, chosen, torch.ones(users * length), None, torch.arange(users), items)
+        seed_everything(3)
+        model = DiffRec(DiffRec.Config(steps=3, hidden=(8, 16)), items)
+
+        def validate(model):  # rises and falls, and draws numbers of its own
+            torch.rand(3)
+            return {"recall@20": float(model.score(data.select(torch.arange(9))).std().sin())}
+
+        config = TrainerConfig(epochs=25, batch_size=20, patience=25, checkpoint_seconds=0.002)
+        fit(model, data, config, validate, folder / name / "checkpoint", 3, torch.device("cpu"), lambda *_: None, False)
+        save_file(model.state_dict(), folder / f"{name}.safetensors")
+
+    def child(name):
+        process = os.fork()
+        if process == 0:
+            code = 1
+            try:
+                train(name)
+                code = 0
+            finally:
+                os._exit(code)
+        return process
+
+    def saved():  # changes with every checkpoint
+        return {path.stat().st_ino for path in (folder / "killed" / "checkpoint").glob("?/manifest.json")}
+
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # what it imports late, imported once for all children
+    moments, kills = random.Random(int(sys.argv[2])), 0
+    assert os.waitpid(child("whole"), 0)[1] == 0
+    for _ in range(6):
+        before, process = saved(), child("killed")
+        while saved() == before and os.waitpid(process, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.15))
+        os.kill(process, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    assert os.waitpid(child("killed"), 0)[1] == 0
+    print(kills)
+"""
+
+
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
+    program = [sys.executable, "-c", textwrap.dedent(KILLED_AGAIN_AND_AGAIN), str(tmp_path), "5"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3
+    assert "resumed after epoch" in (tmp_path / "killed.log").read_text()
+    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+class Stop(Exception):
+    """A stand-in for the end of the process."""
+
+
+@pytest.mark.parametrize("last", range(1, 13))
+def test_a_run_stopped_after_any_batch_resumes_to_the_same_bytes(tmp_path, last, monkeypatch):
+    def fresh():
+        seed_everything(1)
+        return diffrec()
+
+    whole = fresh()
+    learn(whole, tmp_path / "whole")
+    stopped, heard = fresh(), []
+    save = checkpoint.save
+
+    def save_and_stop(place, tensors, progress):
+        save(place, tensors, progress)
+        heard.append(1)
+        if len(heard) == last:
+            raise Stop
+
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    with pytest.raises(Stop):
+        learn(stopped, tmp_path / "stopped")
+    monkeypatch.setattr(checkpoint, "save", save)
+    torch.rand(100)
+    resumed, curve = fresh(), {}
+    report = learn(resumed, tmp_path / "stopped", on_epoch=curve.__setitem__)
+    assert list(curve) == [1, 2, 3] == [record.epoch for record in report.curve]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def damage(path, how):
+    if how == "a bit":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+    elif how == "gone":
+        path.unlink()
+    else:
+        path.write_text("{")
+
+
+@pytest.mark.parametrize("how", ["a bit", "gone", "cut short"])
+@pytest.mark.parametrize("file", ["state.safetensors", "progress.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, caplog, file, how):
+    def fresh():
+        seed_everything(1)
+        return diffrec()
+
+    caplog.set_level(logging.INFO)
+    whole = fresh()
+    learn(whole, tmp_path, epochs=2)  # 10 checkpoints: b holds the ninth, a the tenth
+    damage(tmp_path / "checkpoint" / "a" / file, how)
+    again = fresh()
+    learn(again, tmp_path, epochs=2)
+    assert "the checkpoint is damaged" in caplog.text
+    assert "resumed after epoch 1 and 4 batches" in caplog.text
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_without_any_whole_checkpoint_training_starts_from_the_beginning(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    learn(diffrec(), tmp_path, epochs=1)
+    for slot in "ab":
+        damage(tmp_path / "checkpoint" / slot / "state.safetensors", "a bit")
+    assert learn(diffrec(), tmp_path, epochs=1).epochs == 1
+    assert "resumed" not in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"learning_rate": 0.5}])
+def test_a_checkpoint_of_another_run_is_left_out(tmp_path, caplog, change):
+    caplog.set_level(logging.INFO)
+    model = diffrec()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    learn(model, tmp_path, epochs=1)
+    model.load_state_dict(start)
+    learn(model, tmp_path, epochs=1, **change)
+    assert "a checkpoint of another run" in caplog.text
+    assert "resumed" not in caplog.text
+
+
+def test_a_checkpoint_is_not_written_before_its_time(tmp_path):
+    learn(diffrec(), tmp_path, checkpoint_seconds=1000)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+# --- device and precision ---------------------------------------------------------------------------------------------
+
+
+def test_the_chosen_float32_products_are_float32_exact():
+    device.use_fast_float32()
+    assert device.float32_error() < 1e-5
+
+
+def test_a_fast_path_that_is_not_exact_is_not_taken(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    device.use_fast_float32.cache_clear()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        monkeypatch.setattr(device, "float32_error", lambda: 4e-3)
+        assert not device.use_fast_float32()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        device.use_fast_float32.cache_clear()
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_device_that_is_not_there_is_refused_in_a_sentence():
+    assert device.choose_device("cpu") == CPU
+    with pytest.raises(UserError, match="'gpu!' is no device"):
+        device.choose_device("gpu!")
+    with pytest.raises(UserError, match="'cuda:99' is not on this machine"):
+        device.choose_device("cuda:99")
+
+
+def test_bfloat16_is_refused_where_a_processor_has_to_imitate_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert device.matmul_dtype("auto", CPU) == torch.float32
+    with pytest.raises(UserError, match="no bfloat16 products"):
+        device.matmul_dtype("bfloat16", CPU)
+
+
+def test_bfloat16_products_leave_weights_noise_and_loss_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    seen = {}
+
+    class Watched(DiffRec):
+        def _errors(self, x0, t, noise):
+            found = super()._errors(x0, t, noise)
+            seen.update(noise=noise.dtype, x0=x0.dtype, errors=found.dtype)
+            return found
+
+    model = Watched(DiffRec.Config(steps=3, hidden=(8,)), 30)
+    model.denoiser.decode.register_forward_hook(lambda *_: None)
+    projected = model.denoiser.project
+    monkeypatch.setattr(model.denoiser, "project", lambda x: seen.update(x_t=x.dtype) or projected(x))
+    report = learn(model, tmp_path, epochs=1, precision="bfloat16")
+    assert report.precision == "bfloat16"
+    assert set(seen.values()) == {torch.float32}
+    assert all(one.dtype == torch.float32 for one in model.parameters())
+    plain = diffrec()
+    learn(plain, tmp_path / "plain", epochs=1)
+    assert np.isfinite(report.curve[0].loss["denoising"])
+
+
+def test_the_trainer_is_the_only_one_that_steps():
+    """Held by reading: no other module of the package calls backward, step or zero_grad."""
+    from pathlib import Path
+
+    import noise2next
+
+    root = Path(noise2next.__file__).parent
+    callers = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if any(f".{verb}(" in path.read_text() for verb in ("backward", "zero_grad"))
+    }
+    assert callers == {Path(sys.modules[Trainer.__module__].__file__).relative_to(root).as_posix()}
