@@ -102,7 +102,7 @@ def learning_curves(report: LeaderboardReport) -> Chart | None:
     levels = {at: row.valid[metric].mean for at, row in enumerate(report.rows) if at not in learned}
     settled = [value for curve in learned.values() for _, value in curve[len(curve) // 4 :]]
     x = Scale(0, max(epoch for curve in learned.values() for epoch, _ in curve), LEFT, WIDTH - RIGHT)
-    y = _padded([*settled, *(value for curve in learned.values() for _, value in curve[-1:]), *levels.values()])
+    y = padded([*settled, *levels.values()], HEIGHT - BOTTOM, TOP)
     lines, dots = [], []
     for at, value in levels.items():
         title = f"{report.rows[at].variant}: {value:.4f}"
@@ -128,7 +128,7 @@ def quality_and_coverage(report: LeaderboardReport) -> Chart:
     """The main metric on test, with its interval, against the share of the catalogue that the lists show."""
     name = report.main_metric.replace(report.main_metric.partition("@")[0], "coverage")
     shares = [100 * row.lists[name] for row in report.rows]
-    x = Scale(0, min(100.0, max(shares) * 1.1), LEFT, WIDTH - RIGHT)
+    x = Scale(0, min(100.0, max(1.0, *shares) * 1.1), LEFT, WIDTH - RIGHT)
     return _quality(report, x, shares, [f"{share:.1f} %" for share in shares], x.ticks(), f"{name}, % of the catalogue")
 
 
@@ -136,13 +136,14 @@ def _quality(
     report: LeaderboardReport, x: Scale, values: Sequence[float], said: Sequence[str], ticks: list[Tick], label: str
 ) -> Chart:
     metric = report.main_metric
-    y = _padded([end for row in report.rows for end in (row.metrics[metric].low, row.metrics[metric].high)])
+    ends = [end for row in report.rows for end in (row.metrics[metric].low, row.metrics[metric].high)]
+    y = padded(ends, HEIGHT - BOTTOM, TOP)
     dots = []
     for at, (row, value, text) in enumerate(zip(report.rows, values, said, strict=True)):
         found = row.metrics[metric]
         title = f"{row.variant}: {found.mean:.4f} ({found.low:.4f} to {found.high:.4f}), {text}"
-        ends = y(found.low), y(found.high)
-        dots.append(Dot(at, x(value), y(found.mean), title, row.simple, *ends, label=row.variant))
+        reach = y(found.low), y(found.high)
+        dots.append(Dot(at, x(value), y(found.mean), title, row.simple, *reach, label=row.variant))
     _place_labels(dots)
     return Chart(ticks, y.ticks(), label, f"{metric} on test", dots=dots)
 
@@ -162,10 +163,11 @@ def _two_digits(amount: float) -> str:
     return f"{amount:.2g}" if amount < 9.95 else f"{amount:.0f}"
 
 
-def _padded(values: Sequence[float]) -> Scale:
+def padded(values: Sequence[float], start: float, stop: float) -> Scale:
+    """A scale with a little room around `values`, however close together they are."""
     low, high = min(values), max(values)
     room = (high - low or high or 1.0) * 0.08
-    return Scale(max(0.0, low - room), high + room, HEIGHT - BOTTOM, TOP)
+    return Scale(max(0.0, low - room), high + room, start, stop)
 
 
 def _round_step(rough: float) -> float:

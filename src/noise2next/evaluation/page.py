@@ -35,7 +35,7 @@ def render(report: LeaderboardReport) -> str:
         lists=LISTS,
         cutoffs=cutoffs,
         main_cutoff=int(report.main_metric.partition("@")[2]),
-        whisker=charts.Scale(min(ends), max(ends) or 1.0, 4, 92),
+        whisker=charts.padded(ends, 0, 96),
         curves=charts.learning_curves(report),
         cost=charts.quality_and_cost(report),
         coverage=charts.quality_and_coverage(report),

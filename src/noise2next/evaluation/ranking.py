@@ -48,7 +48,10 @@ def ranked_blocks(
     users = torch.arange(len(queries), device=queries.device)
     for block in torch.split(users, rows_within(memory_mb, queries.n_items)):
         scores = model.score(queries.select(block))
-        yield [_best(_masked(scores, out and out.select(block)), k, type(model).__name__) for out in seen]
+        if scores.amax().isnan():
+            name = type(model).__name__
+            raise UserError(f"{name}: its scores are not numbers (NaN), so it has diverged; lower its learning rate")
+        yield [_best(_masked(scores, None if out is None else out.select(block)), k) for out in seen]
 
 
 def rows_within(memory_mb: int, n_items: int) -> int:
@@ -64,10 +67,8 @@ def _masked(scores: Tensor, seen: Queries | None) -> Tensor:
     return masked
 
 
-def _best(scores: Tensor, k: int, name: str) -> Ranked:
+def _best(scores: Tensor, k: int) -> Ranked:
     values, items = top_k(scores, k)
-    if values[:, 0].isnan().any():  # NaN sorts above every number
-        raise UserError(f"{name}: its scores are not numbers (NaN), so it has diverged; lower its learning rate")
     items = items.masked_fill(values == -torch.inf, -1).to(torch.int32)
     if (missing := k - items.shape[1]) > 0:
         items = torch.nn.functional.pad(items, (0, missing), value=-1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row: scores [B, I] -> values [B, k], indices [B, k] int64; k is cut to I.
+    """The k largest of each row: scores [B, I] -> values [B, k], indices [B, k] int64; k is cut to I. No NaN.
 
     Of equal scores the lower index comes first, also at the edge of the list. torch.topk promises no order among
     equals and orders them differently on a CPU and a GPU, so rows whose edge is tied are settled again.
