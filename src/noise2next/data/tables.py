@@ -99,6 +99,7 @@ def _remove(place: Path) -> None:
 @contextlib.contextmanager
 def _duckdb(scratch: Path) -> Iterator[BaseBackend]:
     backend = ibis.duckdb.connect(":memory:", memory_limit=MEMORY, temp_directory=str(scratch / "spill"))
+    backend.settings["enable_progress_bar"] = False  # it would write over what the command line prints
     try:
         yield backend
     finally:

@@ -53,7 +53,7 @@ def run(params: Params, space: Workspace) -> PrepareReport:
     source = require(space.ingested, "ingest") / "interactions.parquet"
     with (
         writing(space.prepared) as folder,
-        tempfile.TemporaryDirectory(prefix=".scratch-", dir=space.artifacts) as place,
+        tempfile.TemporaryDirectory(dir=folder) as place,
     ):
         scratch = Path(place)
         with connect(params.engine, scratch) as backend:
