@@ -84,24 +84,29 @@ def judged(rows: ir.Table, dataset: Dataset, future: int) -> ir.Table:
 
     future: microseconds since 1970 UTC from which on a time cannot have happened.
     """
-    user, item = _id(rows.user), _id(rows.item)
     time, time_reason = _time(rows, dataset, future)
     rating, rating_reason = _rating(rows, dataset)
-    reason = ibis.coalesce(
-        rows.reason,
-        ibis.cases((user.isnull(), MISSING_USER), (item.isnull(), MISSING_ITEM), else_=ibis.null("string")),
-        time_reason,
-        rating_reason,
+    kept = ("row", "piece", "line", "split", "raw")
+    found = rows.select(
+        *kept,
+        "reason",
+        user=_id(rows.user),
+        item=_id(rows.item),
+        time=time,
+        rating=rating,
+        time_reason=time_reason,
+        rating_reason=rating_reason,
     )
-    return rows.select(
-        "row", "piece", "line", "split", "raw", user=user, item=item, time=time, rating=rating, reason=reason
+    id_reason = ibis.cases(
+        (found.user.isnull(), MISSING_USER), (found.item.isnull(), MISSING_ITEM), else_=ibis.null("string")
     )
+    reason = ibis.coalesce(found.reason, id_reason, found.time_reason, found.rating_reason)
+    return found.select(*kept, "user", "item", "time", "rating", reason=reason)
 
 
 def _id(column: ir.StringColumn) -> ir.StringColumn:
-    """The text without surrounding blanks, null where it says that there is none."""
-    bare = column.strip()
-    return ibis.cases((bare.isin(NO_ID), ibis.null("string")), else_=bare)
+    """The text, null where it says that there is none."""
+    return ibis.cases((column.isin(NO_ID), ibis.null("string")), else_=column)
 
 
 def _time(rows: ir.Table, dataset: Dataset, future: int) -> tuple[ir.IntegerValue, ir.StringValue]:
@@ -113,7 +118,7 @@ def _time(rows: ir.Table, dataset: Dataset, future: int) -> tuple[ir.IntegerValu
         place = rows.row if _order_is_by_row(dataset) else _whole(_number(rows.time), 1.0)
         return place, ibis.cases((place.isnull(), UNPARSABLE_TIME), (place < 0, IMPOSSIBLE_TIME), else_=none)
     if dataset.time_unit == "iso":
-        moment = rows.time.strip().try_cast("timestamp('UTC')")  # without a zone, the engine would drop the offset
+        moment = rows.time.try_cast("timestamp('UTC')")  # without a zone, the engine would drop the offset
         time = moment.delta(ibis.timestamp("1970-01-01 00:00:00"), unit="microsecond")
         readable = time.notnull()
     else:
@@ -155,7 +160,7 @@ def _rating(rows: ir.Table, dataset: Dataset) -> tuple[ir.FloatingValue, ir.Stri
     """The rating, null where none was given, and what speaks against it."""
     if dataset.columns.rating is None:
         return ibis.null("float64"), ibis.null("string")
-    text = rows.rating.strip()
+    text = rows.rating
     number = _float(text)
     given = text.notnull() & ~text.isin([word for word in NO_ID if word.lower() != "nan"])
     reason = ibis.cases(

@@ -26,7 +26,8 @@ from noise2next.data.lines import Lines, read_lines
 from noise2next.data.pieces import Piece, pieces, zip_members
 from noise2next.errors import UserError
 
-# piece: place of the file in reading order; line: from 1, a header counts; reason: why the row could not be read
+# piece: place of the file in reading order; line: from 1, a header counts; reason: why the row could not be read;
+# values without the blanks around them, raw as it stands
 SCHEMA = pa.schema(
     [
         ("piece", pa.int32()),
@@ -334,7 +335,8 @@ def _batch(
 ) -> pa.RecordBatch:
     n = len(lines)
     absent = pa.nulls(n, pa.string())
-    given = {"raw": raw, "reason": absent if reason is None else reason, **columns}
+    bare = {role: pc.ascii_trim_whitespace(column) for role, column in columns.items()}
+    given = {"raw": raw, "reason": absent if reason is None else reason, **bare}
     texts = [given.get(name, absent) for name in SCHEMA.names[2:]]
     return pa.record_batch([pa.array(np.full(n, place, dtype=np.int32)), pa.array(lines), *texts], schema=SCHEMA)
 
