@@ -20,8 +20,8 @@ class AttendedRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         client = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
-        if client is None:  # finished while we looked, or never reached a server
-            return CheckRunHealthResult(WorkerStatus.UNKNOWN, "no code server is on record for this run")
+        if client is None:  # finished while we looked, or started by hand and no business of ours
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
         try:
             answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id))
         except DagsterUserCodeUnreachableError:
