@@ -1,11 +1,15 @@
 """DiffRec: the fast forms equal the plain ones, and it learns what was planted."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.models.laws import RecommenderLaws
 from torch import nn
 
+from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
 from noise2next.models.base import Clock
 from noise2next.models.diffrec import DiffRec
@@ -202,30 +206,22 @@ def test_elbo_terms_are_one_a_step_and_those_of_training_without_dropout():
     assert float(terms[4]) == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"schedule": "cosine", "hidden": (32,), "dropout": 0.3},
-        {"schedule": "binomial", "hidden": (128,), "dropout": 0.0, "parameterisation": "eps"},
-    ],
-    ids=["x0", "eps"],
-)
-def test_it_finds_the_planted_groups(options):
-    """Three groups of items; a user takes half of one group. The other half must come first."""
-    draw = torch.Generator().manual_seed(0)
-    groups = torch.arange(240) % 3
-    rows = torch.stack([20 * group + torch.randperm(20, generator=draw)[:10] for group in groups.tolist()])
-    indptr = torch.arange(0, 2401, 10)
-    asked = Queries(indptr, rows.flatten(), torch.ones(2400), None, torch.arange(240), 60)
-    made = model(steps=5, **options).train()
-    optimiser = torch.optim.Adam(made.parameters(), lr=0.01)
-    for _ in range(200):
-        optimiser.zero_grad()
-        made.loss(asked, "train", Clock())["denoising"].backward()
-        optimiser.step()
-    scores = made.eval().score(asked).masked_fill(asked.multi_hot() > 0, -torch.inf)
-    best = scores.topk(10).indices // 20
-    assert float((best == groups[:, None]).float().mean()) > 0.9
+class TestDiffRec(RecommenderLaws):
+    model = "noise2next.models.diffrec.DiffRec"
+    options: ClassVar = {"steps": 5, "hidden": [32], "schedule": "cosine", "dropout": 0.3}
+    trainer = TrainerConfig(epochs=60, batch_size=40, patience=60, metric="recall@10", learning_rate=0.01)
+
+
+class TestDiffRecPredictingNoise(RecommenderLaws):
+    model = "noise2next.models.diffrec.DiffRec"
+    options: ClassVar = {
+        "steps": 5,
+        "hidden": [128],
+        "schedule": "binomial",
+        "dropout": 0.0,
+        "parameterisation": "eps",
+    }
+    trainer = TrainerConfig(epochs=60, batch_size=40, patience=60, metric="recall@10", learning_rate=0.01)
 
 
 @pytest.mark.parametrize(
