@@ -162,6 +162,30 @@ def test_the_pyfunc_answers_users_and_histories_in_one_frame(served, package: Pa
     assert answers["unknown"][1] == ["zz"]
 
 
+def test_the_scoring_server_reads_records_that_leave_a_column_out(place: Path):
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc.scoring_server import init
+
+    client = TestClient(init(mlflow.pyfunc.load_model(str(place))))
+    records = [{"user_id": "u3"}, {"history": ["i1", "i2"]}, {"history": '["i1", "i2"]'}]
+    answer = client.post("/invocations", json={"dataframe_records": records, "params": {"k": 2}})
+    assert answer.status_code == 200, answer.text
+    user, history, text = answer.json()["predictions"]
+    assert user["known"] > 0
+    assert history == text
+    refused = client.post("/invocations", json={"dataframe_records": [{"user_id": "nobody"}]})
+    assert refused.status_code == 400
+    assert "nobody" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("row", "word"), [({"history": "i1, i2"}, "JSON"), ({"history": 7}, "not a list"), ({"user_id": None}, "neither")]
+)
+def test_a_query_that_asks_nothing_is_refused_with_what_is_wrong(package: Package, row: dict, word: str):
+    with pytest.raises(UserError, match=word):
+        packaging.answer_frame(package, pd.DataFrame([row]), 3, True)
+
+
 def test_the_pyfunc_lets_a_given_history_speak_for_an_unknown_user(served):
     frame = pd.DataFrame({"user_id": ["nobody"], "history": [["i1"]]})
     assert served.predict(frame, params={"exclude_seen": False})["known"][0] == 1

@@ -16,6 +16,8 @@ It is a folder for MLflow's pyfunc by models-from-code: no pickle, no cloudpickl
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import shutil
@@ -37,7 +39,7 @@ import pyarrow.parquet as pq
 import torch
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType, Array
 from numpy.typing import NDArray
 
 from noise2next.config import Dataset, Frozen
@@ -51,6 +53,7 @@ from noise2next.nn.top_k import top_k
 from noise2next.training.device import choose_device
 from noise2next.workspace import read_json, require, verify, write_json, writing
 
+_ANY: Any = AnyType()  # type: ignore[no-untyped-call]
 CONTENT = Path("artifacts") / "package"
 SCORES_BYTES = 64 << 20  # of one block of scores while everyone is answered
 GOLDEN_USERS = 20
@@ -114,21 +117,23 @@ class Package:
             history=split.config.history,
             trained_until=int(split.train.times.max()) if clocked and split.train.times is not None else None,
         )
-        artifact.model.begin_scoring()
-        return cls(artifact, split.users, weighted, about)
+        package = cls(artifact, split.users, weighted, about)
+        package._begin()
+        return package
 
     @classmethod
     def load(cls, content: Path, device: str = "cpu") -> Package:
         """From the folder `artifacts/package` of a verified package."""
         artifact = Artifact.load(content / "model", choose_device(device))
-        artifact.model.begin_scoring()
         users = Vocabulary.load(content / "users.parquet")
-        return cls(
+        package = cls(
             artifact,
             users,
             _read_histories(content / "histories.parquet", len(users)),
             About.model_validate(read_json(content / "about.json")),
         )
+        package._begin()
+        return package
 
     def for_users(self, users: Sequence[str], k: int, exclude_seen: bool = True) -> list[Answer]:
         """One answer a user, from what is known of them. Raises UserError for a user who is not known."""
@@ -194,9 +199,14 @@ class Package:
         tensors = [*self.artifact.model.parameters(), *self.artifact.model.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    def _begin(self) -> None:
+        with _one_float32():
+            self.artifact.model.begin_scoring()
+
     @torch.inference_mode()
     def _rank(self, queries: Queries, k: int, exclude_seen: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = self.artifact.model.score(queries)
+        with _one_float32():
+            scores = self.artifact.model.score(queries)
         if exclude_seen:
             seen = (queries.rows(), queries.items)
             scores = scores.index_put(seen, scores.new_tensor(-torch.inf))
@@ -256,6 +266,20 @@ def check_golden(place: Path) -> Package:
     return package
 
 
+@contextlib.contextmanager
+def _one_float32() -> Iterator[None]:
+    """One path for float32 products in every process, so that golden answers come again to the last digits.
+
+    It is torch's default, which on a CPU is also three times quicker for a single row than the path for batches.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def size_mb(place: Path) -> float:
     """Of all files below `place`."""
     return sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1e6
@@ -265,9 +289,9 @@ def size_mb(place: Path) -> float:
 
 
 def answer_frame(package: Package, frame: pd.DataFrame, k: int, exclude_seen: bool) -> pd.DataFrame:
-    """One row a query: `history` (a list of raw item ids) is asked where a row has one, else `user_id`.
+    """One row a query: `history` (raw item ids, oldest first) is asked where a row has one, else `user_id`.
 
-    Raises UserError for an unknown user, and for a row with neither.
+    Raises UserError for an unknown user, for a row with neither, and for a history that is no list.
     """
     queries = [_query(row) for row in frame.to_dict("records")]
     by_user = [place for place, (user, _) in enumerate(queries) if user is not None]
@@ -280,21 +304,32 @@ def answer_frame(package: Package, frame: pd.DataFrame, k: int, exclude_seen: bo
 
 
 def _query(row: Mapping[Hashable, Any]) -> tuple[str | None, list[str]]:
-    """(user, []) or (None, history) of one row."""
-    history = row.get("history")
+    """(user, []) or (None, history) of one row. A history may also be the text of a JSON list, as CSV needs it."""
+    history, user = row.get("history"), row.get("user_id")
+    if isinstance(history, str):
+        try:
+            history = json.loads(history)
+        except json.JSONDecodeError as error:
+            raise UserError(f'history: {history!r} is no JSON list; write it as ["id", "id"]') from error
     if isinstance(history, list | tuple | np.ndarray):
         return None, [str(item) for item in history]
-    user = row.get("user_id")
-    if user is None or user is pd.NA or user != user:
+    if not _absent(history):
+        raise UserError(f"history: {history!r} is not a list of item ids")
+    if _absent(user):
         raise UserError("a query needs a `user_id` or a `history`, a list of item ids; this one has neither")
     return str(user), []
+
+
+def _absent(value: Any) -> bool:
+    """None, or what pandas puts into a cell that a record left out."""
+    return value is None or value is pd.NA or value != value
 
 
 def signature() -> ModelSignature:
     """What the pyfunc takes and gives."""
     text, number = DataType.string, DataType.double
     return ModelSignature(
-        inputs=Schema([ColSpec(text, "user_id", required=False), ColSpec(Array(text), "history", required=False)]),
+        inputs=Schema([ColSpec(text, "user_id", required=False), ColSpec(_ANY, "history", required=False)]),
         outputs=Schema(
             [
                 ColSpec(Array(text), "items"),
