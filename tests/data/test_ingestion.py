@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from noise2next.config import Dataset, Params, load_params
-from noise2next.data import delimited, logs, pieces
+from noise2next.data import delimited, ingestion, logs, pieces
 from noise2next.errors import UserError
 from noise2next.stages import datasets, ingest
 from noise2next.workspace import Workspace, read_json
@@ -272,6 +272,16 @@ def test_a_log_without_time_and_rating_has_no_such_columns(tmp_path: Path) -> No
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1", "utf-16", "utf-16-be"])
+def test_text_of_any_named_encoding_is_read(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "BLOCK", 33)
+    text = HEADER + "".join(f"Jos\xe9{k},caf\xe9,{k + 1},1\r\n" for k in range(20))
+    log = Log(tmp_path, text.encode(encoding), encoding="utf-8" if encoding == "utf-8-sig" else encoding)
+    log.ingest()
+    assert [row["user"] for row in log.accepted] == [f"Jos\xe9{k}" for k in range(20)]
+    assert log.quarantine == []
+
+
 def test_json_lines_keep_whole_numbers_whole(tmp_path: Path) -> None:
     lines = [
         '{"user": 1, "item": 12.0, "time": 5, "rating": 4.5}',
@@ -435,6 +445,12 @@ def test_rows_keep_the_order_of_the_log(tmp_path: Path) -> None:
     rows = [row["row"] for row in log.accepted]
     assert rows == sorted(set(rows))
     assert [row["user"] for row in log.accepted] == [f"u{k * 7919 % 3000}" for k in range(3000)]
+
+
+def test_the_engine_is_silent_and_lives_in_utc(tmp_path: Path) -> None:
+    with ingestion.engine_spilling_into(tmp_path) as engine:
+        assert engine.settings["enable_progress_bar"] == "false"
+        assert engine.settings["TimeZone"] == "UTC"
 
 
 def test_a_log_is_never_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

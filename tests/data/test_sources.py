@@ -199,6 +199,18 @@ def test_official_splits_are_told(tmp_path: Path) -> None:
     )
 
 
+def test_the_first_time_that_can_be_read_is_shown(tmp_path: Path) -> None:
+    text = "user,item,time\nu,i,soon\nu,i,\n" + delimited([(user, item, time) for user, item, _, time in ROWS], ",")
+    assert recognise(written(tmp_path / "log", text)).first_time == "2008-01-10 21:20:00 UTC"
+
+
+def test_a_member_is_for_archives_and_folders(tmp_path: Path) -> None:
+    path = written(tmp_path / "log.csv", delimited(ROWS, ","))
+    with pytest.raises(UserError, match=r"is no zip.*--member"):
+        recognise(path, Hints(member="log.csv"))
+    assert recognise(tmp_path, Hints(member="log.csv")).path == path
+
+
 def test_a_folder_of_one_make_is_one_log_and_of_many_makes_is_searched(tmp_path: Path) -> None:
     alike, mixed = tmp_path / "alike", tmp_path / "mixed"
     for folder in (alike, mixed):
@@ -253,6 +265,9 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, shape: str) -> Non
         ("cut.csv.gz", gzip.compress(os.urandom(5000))[:2000], "ends too early"),
         ("broken.parquet", b"PAR1" + b"x" * 100, "not readable as Parquet"),
         ("list.json", b'[\n{"user": 1}\n]', "JSON array"),
+        ("other.csv", "u,i,5\n\u65e5,\u672c,6\n".encode("shift-jis") * 9, "line 2 and 8 more.*UTF-8"),
+        ("head.csv", b"user,item,time\n", "no line below"),
+        ("uneven.csv", b"user,item,time\n" + b"1,u,i,5\n" * 20, "no line below"),
         ("prose.txt", b"words\nwithout\nany\norder\n", "no separator"),
         ("names.csv", b"first,second\na,b\nc,d\n", None),
         ("users.csv", b"user,age\nu1,33\nu2,44\n", "--item"),

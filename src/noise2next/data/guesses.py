@@ -75,16 +75,18 @@ def time_unit(values: Values) -> TimeUnit | None:
 
 
 def date(value: str, unit: TimeUnit) -> str | None:
-    """A time as a person reads it, to the second; None where it is no date of a clock."""
-    if unit == "order":
-        return None
+    """A time as a person reads it, to the second; a place in an order as it stands; None where it is neither."""
     if unit == "iso":
-        return value.strip()
-    seconds = float(value) / dict(_CLOCKS)[unit]
+        return value if _ISO.fullmatch(value) else None
+    if not _NUMBER.fullmatch(value):
+        return None
+    if unit == "order":
+        return value
     try:
-        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M:%S UTC")
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=float(value) / dict(_CLOCKS)[unit])
     except OverflowError:
         return None
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def roles_by_content(columns: Sequence[Values], wanted: Sequence[str]) -> dict[str, int]:

@@ -63,7 +63,7 @@ def ingest(dataset: Dataset, data: Path, folder: Path, now: datetime | None = No
     scratch.mkdir()
     found, batches = logs.read(dataset, data)
     _stage(batches, scratch / "staged.parquet")
-    with _engine(scratch) as engine:
+    with engine_spilling_into(scratch) as engine:
         future = int(moment.timestamp() * 1e6) + _DAY
         engine.to_parquet(
             judged(engine.read_parquet(scratch / "staged.parquet"), dataset, future), scratch / "judged.parquet"
@@ -230,14 +230,15 @@ def _stage(batches: logs.Batches, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _engine(scratch: Path) -> Iterator[ibis.backends.duckdb.Backend]:
+def engine_spilling_into(scratch: Path) -> Iterator[ibis.backends.duckdb.Backend]:
     """DuckDB in memory that spills into `scratch`."""
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     engine = ibis.duckdb.connect(
         ":memory:", memory_limit=_MEMORY, temp_directory=str(scratch / "spill"), threads=threads
     )
     try:
-        engine.raw_sql("SET TimeZone = 'UTC'")
+        engine.settings["TimeZone"] = "UTC"
+        engine.settings["enable_progress_bar"] = False  # it would write between the lines of standard output
         yield engine
     finally:
         engine.disconnect()

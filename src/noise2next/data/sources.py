@@ -22,6 +22,7 @@ _ROWS = 20_000  # looked at
 _ROLES = ("user", "item", "time", "rating")
 _COMMON = ("\t", "::", ",", ";", "|", " ")
 _ALIKE = 0.9  # share of lines that must agree
+_LEGIBLE = 0.95  # share of lines that must be text
 _PART = re.compile(r"(^|[^a-z])(u[a0-9]|train|training|valid|validation|val|test|base|dev)([^a-z]|$)")
 _KNOWN = ("u.data", "ratings.dat", "ratings.csv", "user_artists.dat", "interactions.csv")
 
@@ -77,7 +78,13 @@ def recognise(path: Path, hints: Hints = Hints()) -> Source:
     if _has_official_lists(path, hints):
         return _official(path)
     if path.is_dir():
-        return _folder(path, hints)
+        return (
+            _folder(path, hints)
+            if hints.member is None
+            else recognise(path / hints.member, replace(hints, member=None))
+        )
+    if hints.member is not None and not is_zip(path):
+        raise UserError(f"{path}: is no zip, so it has no member {hints.member!r}; leave --member out")
     if is_zip(path):
         return _choose(path, zip_members(path, str(path)), hints)
     return replace(_look(Piece(path, str(path)), hints), path=path)
@@ -207,6 +214,7 @@ def _text(piece: Piece, start: bytes) -> _Text:
     encoding = _encoding(start)
     if encoding == "utf-8":
         decoded = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
+        _refuse_other_encoding(piece, decoded)
     else:
         decoded = start[: len(start) // 2 * 2].decode(encoding, "replace").removeprefix("\ufeff")
     odd = sum(decoded.count(chr(code)) for code in (*range(0, 9), *range(14, 32)) if chr(code) != "\x01")
@@ -221,6 +229,16 @@ def _text(piece: Piece, start: bytes) -> _Text:
     if not lines:
         raise UserError(f"{piece.name}: the file holds only blank lines; give the interaction log itself")
     return _Text(lines, encoding)
+
+
+def _refuse_other_encoding(piece: Piece, decoded: str) -> None:
+    lines = decoded.split("\n")[:-1]
+    odd = [number for number, line in enumerate(lines, 1) if "\ufffd" in line]
+    if len(odd) > max(2, (1 - _LEGIBLE) * len(lines)):
+        raise UserError(
+            f"{piece.name}: line {odd[0]} and {len(odd) - 1} more are neither UTF-8, UTF-16 nor Latin-1; save the file as"
+            " UTF-8"
+        )
 
 
 def _encoding(start: bytes) -> str:
@@ -267,6 +285,11 @@ def _delimited(piece: Piece, text: _Text, hints: Hints) -> Source:
     width = Counter(len(record) for record in records).most_common(1)[0][0]
     names = delimited.header_names(text.lines[0], separator) if header else [str(k + 1) for k in range(width)]
     body = [record for record in records[header:] if len(record) == len(names)]
+    if not body:
+        raise UserError(
+            f"{piece.name}: line 1 has {len(names)} names and no line below has as many fields; correct the header or"
+            " give a log with rows"
+        )
     values = {name: [record[k].strip() for record in body] for k, name in enumerate(names)}
     source = Source(piece.path, "delimited", None, separator, header, text.encoding, rows_peeked=len(body))
     return _with_columns(piece, source, values, hints, by_content=not header)
@@ -409,7 +432,4 @@ def _clock(
 
 
 def _first_time(values: guesses.Values, unit: TimeUnit) -> str | None:
-    first = next((value for value in values if value), None)
-    if first is None or unit == "order":
-        return first
-    return guesses.date(first, unit)
+    return next((found for value in values if value and (found := guesses.date(value, unit)) is not None), None)
