@@ -236,8 +236,8 @@ def _refuse_other_encoding(piece: Piece, decoded: str) -> None:
     odd = [number for number, line in enumerate(lines, 1) if "\ufffd" in line]
     if len(odd) > max(2, (1 - _LEGIBLE) * len(lines)):
         raise UserError(
-            f"{piece.name}: line {odd[0]} and {len(odd) - 1} more are neither UTF-8, UTF-16 nor Latin-1; save the file as"
-            " UTF-8"
+            f"{piece.name}: line {odd[0]} and {len(odd) - 1} more are neither UTF-8, UTF-16 nor Latin-1; save the file"
+            " as UTF-8"
         )
 
 
