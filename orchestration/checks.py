@@ -6,10 +6,10 @@ import dagster as dg
 
 from noise2next.config import Params
 from noise2next.errors import UserError
+from noise2next.stages.refused import why_refused
 from noise2next.workspace import read_json, require, verify
 from orchestration.metadata import table
 from orchestration.project import Project
-from orchestration.work import refused
 
 if TYPE_CHECKING:
     from noise2next.data.interactions import Interactions
@@ -51,7 +51,7 @@ def _integrity(variant: str, datasets: dg.PartitionsDefinition[str]) -> dg.Asset
     )
     def integrity(context: dg.AssetCheckExecutionContext, project: Project) -> dg.AssetCheckResult:
         dataset = context.partition_key
-        if reason := refused(project.params(), dataset, variant):
+        if reason := why_refused(project.params(), dataset, variant):
             return dg.AssetCheckResult(passed=True, description=f"left out: {reason}")
         try:
             files = verify(require(project.space(dataset).model(variant), "train"))
@@ -72,7 +72,7 @@ def _floor(variant: str, datasets: dg.PartitionsDefinition[str]) -> dg.AssetChec
     )
     def beats_popularity(context: dg.AssetCheckExecutionContext, project: Project) -> dg.AssetCheckResult:
         params, dataset = project.params(), context.partition_key
-        if reason := refused(params, dataset, variant):
+        if reason := why_refused(params, dataset, variant):
             return dg.AssetCheckResult(passed=True, description=f"left out: {reason}")
         metric = params.trainer.metric
         own, floor = (_on_validation(project, dataset, name, metric) for name in (variant, YARDSTICK))

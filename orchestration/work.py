@@ -9,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 
-from noise2next.config import Params
 from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, read_json
 from orchestration import versions
@@ -123,10 +122,11 @@ def model(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[
     """Train one variant; show how it learned and where its MLflow run is."""
     from noise2next.registry.tracking import run_page
     from noise2next.stages import train
+    from noise2next.stages.refused import why_refused
     from orchestration import plots
 
     params, space = project.params(), project.space(dataset)
-    if reason := refused(params, dataset, variant):
+    if reason := why_refused(params, dataset, variant):
         return _left_out(reason)
     report = train.run(params, space, project.settings(), variant)
     metric = params.trainer_for(params.variant(variant, dataset)).metric
@@ -145,9 +145,10 @@ def model(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[
 def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[Any]:
     """Judge one variant; show every metric on both parts."""
     from noise2next.stages import evaluate
+    from noise2next.stages.refused import why_refused
 
     params, space = project.params(), project.space(dataset)
-    if reason := refused(params, dataset, variant):
+    if reason := why_refused(params, dataset, variant):
         return _left_out(reason)
     report = evaluate.run(params, space, project.settings(), variant)
     metric = params.trainer.metric
@@ -206,14 +207,6 @@ def champion(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
             **described(report, leave_out=("dataset", "summary", "decision")),
         },
     )
-
-
-def refused(params: Params, dataset: str, variant: str) -> str | None:
-    """Why this dataset cannot have this variant; None where it can."""
-    from noise2next.data.weighting import refusal
-
-    entry = params.dataset(dataset)
-    return refusal(params.variant(variant, dataset).weighting, entry.has_clock, entry.has_order)
 
 
 def _left_out(reason: str) -> dg.MaterializeResult[Any]:

@@ -42,6 +42,9 @@ VariantName = Annotated[str, typer.Option("--variant", "-v", help="A variant's n
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of params.yaml, as trainer.epochs=5.")
 ]
+SkipRefused = Annotated[
+    bool, typer.Option("--skip-refused", help="Where the dataset cannot have the variant, leave an empty folder.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -149,13 +152,17 @@ def prepare(dataset: DatasetName = "sample", overrides: Overrides = [], as_json:
 def train(
     variant: VariantName,
     dataset: DatasetName = "sample",
+    skip_refused: SkipRefused = False,
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Train one variant; an interrupted run goes on where it was, a finished one is not repeated."""
+    from noise2next.stages import refused
     from noise2next.stages import train as stage
 
     params, space, settings = _open(dataset, overrides)
+    if skip_refused and (left_out := refused.run(params, space, variant, space.model(variant))):
+        return _show(left_out, as_json)
     _show(stage.run(params, space, settings, variant, progress=_interactive() and not as_json), as_json)
 
 
@@ -163,13 +170,17 @@ def train(
 def evaluate(
     variant: VariantName,
     dataset: DatasetName = "sample",
+    skip_refused: SkipRefused = False,
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Judge one trained variant on validation and test by full ranking."""
     from noise2next.stages import evaluate as stage
+    from noise2next.stages import refused
 
     params, space, settings = _open(dataset, overrides)
+    if skip_refused and (left_out := refused.run(params, space, variant, space.evaluation(variant))):
+        return _show(left_out, as_json)
     _show(stage.run(params, space, settings, variant), as_json)
 
 

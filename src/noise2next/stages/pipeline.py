@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from noise2next.config import Frozen, Params, Settings
-from noise2next.data.weighting import refusal
 from noise2next.errors import UserError
 from noise2next.evaluation.report import LeaderboardReport
 from noise2next.models.base import model_config
 from noise2next.stages import evaluate, ingest, leaderboard, prepare, register, train, validate
+from noise2next.stages.refused import why_refused
 from noise2next.stages.register import RegistrationReport
 from noise2next.workspace import Workspace
 
@@ -58,13 +58,12 @@ def run(
 
 def choose(params: Params, dataset: str, variants: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     """The variants to train, with their options checked, and those left out with the reason."""
-    has_clock = params.dataset(dataset).has_clock
     chosen: list[str] = []
     skipped: dict[str, str] = {}
     for name in params.variants if variants is None else variants:
         variant = params.variant(name, dataset)
         model_config(variant.model, variant.options)
-        reason = refusal(variant.weighting, has_clock)
+        reason = why_refused(params, dataset, name)
         if reason is None:
             chosen.append(name)
         elif variants is None:
