@@ -299,11 +299,13 @@ def on_spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preparing]:
     if importlib.util.find_spec("pyspark") is None or not has_java:
         pytest.skip("pyspark (extra [spark]) or Java 17 is missing")
     run = preparing("spark", tmp_path_factory.mktemp("spark"))
-    made = next(run)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")  # short jobs: a better compiler only costs
+        made = next(run)
     from pyspark.sql import SparkSession
 
     session = SparkSession.getActiveSession()
-    session.conf.set("spark.sql.shuffle.partitions", "2")  # tiny logs: many partitions and compiled plans only cost
+    session.conf.set("spark.sql.shuffle.partitions", "2")
     session.conf.set("spark.sql.codegen.wholeStage", "false")
     session.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
     yield made

@@ -17,7 +17,7 @@ from ibis.backends import BaseBackend
 
 from noise2next.config import Dataset, parse_threshold
 from noise2next.data.splitting import PARTS, Cuts, event_order, leakage, time_cuts, with_parts
-from noise2next.data.tables import stored, write_ordered
+from noise2next.data.tables import rows_in, stored, write_ordered
 from noise2next.errors import UserError
 
 COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "==": operator.eq}
@@ -47,18 +47,19 @@ def prepare(
     raw = backend.read_parquet(source, table_name="ingested")
     filtered = dataset.split.kind != "official"
     chosen = _positive(raw, dataset.positive) if filtered and dataset.positive else raw
-    rows = {"ingested": _count(raw), "positive": _count(chosen)}
+    rows = {"ingested": rows_in(source)}
+    rows["positive"] = rows["ingested"] if chosen is raw else _count(chosen)
     _refuse_nothing(rows["positive"], f"datasets.{name}.positive: no row has {dataset.positive}")
 
     users = stored(_coded(chosen, "user"), scratch / "user_codes.parquet")
     items = stored(_coded(chosen, "item"), scratch / "item_codes.parquet")
     log = _in_codes(chosen, users, items, seed if dataset.split.kind == "random" else None)
     log = stored(_folded(log, dataset.repeats) if filtered else log, scratch / "log.parquet")
-    rows["after_repeats"] = _count(log)
+    rows["after_repeats"] = rows["after_k_core"] = rows_in(scratch / "log.parquet")
 
     if filtered and dataset.k_core > 1:
         log = stored(_core(log, dataset.k_core, scratch), scratch / "core.parquet")
-    rows["after_k_core"] = _count(log)
+        rows["after_k_core"] = rows_in(scratch / "core.parquet")
     _refuse_nothing(
         rows["after_k_core"],
         f"datasets.{name}.k_core: no users and items have {dataset.k_core} rows each among {rows['after_repeats']}",
@@ -80,8 +81,8 @@ def prepare(
         _write_ids(users, folder / "users.parquet", scratch / "ordered.parquet"),
         _write_ids(items, folder / "items.parquet", scratch / "ordered.parquet"),
         cuts,
-        {part: _count(placed.filter(placed["part"] == part, placed["item"] < 0)) for part in PARTS[1:]},
-        {part: _count(_cold(placed, part)) for part in PARTS[1:]},
+        _unlearnable(placed),
+        _cold_users(placed),
         leakage(placed, dataset.split, cuts),
     )
 
@@ -120,13 +121,17 @@ def _core(log: ir.Table, k: int, scratch: Path) -> ir.Table:
 
     The largest such set is one and the same in whatever order they go. Only who survives is stored in each round.
     """
-    left, before, turn = log, -1, 0
-    while (rows := _count(left)) != before:
-        before, turn = rows, turn + 1
-        users = stored(_frequent(left, "user", k), scratch / f"core_users_{turn}.parquet")
-        items = stored(_frequent(left.semi_join(users, "user"), "item", k), scratch / f"core_items_{turn}.parquet")
+    left, before, turn = log, None, 0
+    while True:
+        turn += 1
+        paths = scratch / f"core_users_{turn}.parquet", scratch / f"core_items_{turn}.parquet"
+        users = stored(_frequent(left, "user", k), paths[0])
+        items = stored(_frequent(left.semi_join(users, "user"), "item", k), paths[1])
         left = log.semi_join(users, "user").semi_join(items, "item")
-    return left
+        survivors = rows_in(paths[0]), rows_in(paths[1])
+        if survivors == before:
+            return left
+        before = survivors
 
 
 def _frequent(log: ir.Table, column: str, k: int) -> ir.Table:
@@ -163,10 +168,20 @@ def _write_ids(ids: ir.Table, path: Path, scratch: Path) -> int:
     return write_ordered(ids.order_by("index").select("id"), pa.schema([("id", pa.string())]), path, scratch)
 
 
-def _cold(placed: ir.Table, part: str) -> ir.Table:
-    """Users with rows in `part` and none in train."""
-    users = placed.filter(placed["part"] == part).select("user").distinct()
-    return users.anti_join(placed.filter(placed["part"] == "train").select("user").distinct(), "user")
+def _unlearnable(placed: ir.Table) -> dict[str, int]:
+    """Rows to judge whose item train has not."""
+    unknown = placed.filter(placed["item"] < 0)
+    counts = unknown.group_by("part").aggregate(n=unknown.count()).execute()
+    found = dict(zip(counts["part"], counts["n"], strict=True))
+    return {part: int(found.get(part, 0)) for part in PARTS[1:]}
+
+
+def _cold_users(placed: ir.Table) -> dict[str, int]:
+    """Users to judge who have no row in train."""
+    users = placed.group_by("user").aggregate(**{part: (placed["part"] == part).any() for part in PARTS})
+    cold = {part: (users[part] & ~users["train"]).cast("int64").sum().fill_null(0) for part in PARTS[1:]}
+    counts = users.aggregate(**cold).execute().iloc[0]
+    return {part: int(counts[part]) for part in PARTS[1:]}
 
 
 def _count(table: ir.Table) -> int:

@@ -55,6 +55,11 @@ def stored(table: ir.Table, path: Path) -> ir.Table:
     return backend.read_parquet(path, table_name=ibis.util.gen_name(path.stem))
 
 
+def rows_in(path: Path) -> int:
+    """Rows of a Parquet file or of a folder of them, read from their footers alone."""
+    return sum(pq.read_metadata(file).num_rows for file in _files(path))
+
+
 def write_ordered(table: ir.Table, schema: pa.Schema, path: Path, scratch: Path) -> int:
     """Write an ordered `table` to one Parquet file and return its rows.
 
@@ -71,10 +76,14 @@ def write_ordered(table: ir.Table, schema: pa.Schema, path: Path, scratch: Path)
 
 
 def _batches(place: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """In order: DuckDB writes one file, Spark a folder whose files are numbered by their place."""
-    for file in sorted(place.glob("part-*")) if place.is_dir() else [place]:
+    for file in _files(place):
         with pq.ParquetFile(file) as parquet:
             yield from parquet.iter_batches(batch_size=ROW_GROUP, columns=columns)
+
+
+def _files(place: Path) -> list[Path]:
+    """In order: DuckDB writes one file, Spark a folder whose files are numbered by their place."""
+    return sorted(place.glob("part-*")) if place.is_dir() else [place]
 
 
 def _row_groups(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -155,4 +164,4 @@ def _require_java() -> None:
     told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(\d+)', told)
     if version is None or int(version[1]) < JAVA:
-        raise UserError(f"engine: spark needs Java {JAVA} or newer, and {java} is {told.splitlines()[:1]}: {remedy}")
+        raise UserError(f"engine: spark needs Java {JAVA} or newer, and {java} is not that: {remedy}")
