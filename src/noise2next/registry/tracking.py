@@ -114,7 +114,7 @@ def run_page(settings: Settings, space: Workspace, run_id: str) -> str:
 def connect(settings: Settings, space: Workspace) -> MlflowClient:
     """A client whose store exists; the first process to come makes it while the others wait."""
     uri = tracking_uri(settings, space)
-    for chatter in ("mlflow.store.db.utils", "alembic"):
+    for chatter in ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "alembic"):
         logging.getLogger(chatter).setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if settings.tracking_uri is None and not space.tracking_store.exists():
