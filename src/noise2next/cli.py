@@ -383,6 +383,8 @@ def _cell(value: Any) -> str:
         case list():
             shown = [_cell(one) for one in value[:20]] + (["..."] if len(value) > 20 else [])
             return ", ".join(shown) or "none"
+        case str() if value and not value.strip():
+            return repr(value)  # a tab as a separator
         case _:
             return str(value)
 

@@ -72,7 +72,7 @@ def test_the_log_is_copied_versioned_and_entered(root: Path, log: Path) -> None:
     pointer = YAML(typ="safe").load((root / "data.dvc").read_text())
     assert pointer["outs"][0]["nfiles"] == 2
     entry = load_params(root / "params.yaml").dataset("shop")
-    assert (entry.path, entry.time_unit, entry.k_core, entry.split.kind) == ("shop/shop.csv", "s", 5, "global_time")
+    assert (entry.path, entry.time_unit, entry.k_core, entry.split.kind) == ("shop/shop.csv", "s", 1, "global_time")
     assert report.next == "noise2next run --dataset shop"
     assert report.first_time == "2008-01-10 21:20:00 UTC"
     first = (root / "data.dvc").read_bytes()

@@ -30,7 +30,6 @@ from noise2next.workspace import Workspace, write_atomically
 log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
-_K_CORE = 5
 _FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit")
 
 
@@ -61,6 +60,7 @@ class FetchReport(Frozen):
     """Where a publisher's archive lies, and how it was taken in."""
 
     archive: str
+    licence: str
     added: AddReport
 
 
@@ -121,7 +121,7 @@ def add(
 def fetch(root: Path, name: str, base_url: str | None = None) -> FetchReport:
     """Get a public log from its publisher, or from the cache, and take it in under its own name."""
     archive = publisher.fetch(name, Workspace(root, name).downloads, base_url)
-    return FetchReport(archive=str(archive), added=add(root, name, archive))
+    return FetchReport(archive=str(archive), licence=publisher.LICENCE, added=add(root, name, archive))
 
 
 def sample(root: Path, seed: int = 1) -> SampleReport:
@@ -282,7 +282,7 @@ def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[s
     if said["positive"] is not None:
         entry["positive"] = said["positive"]
     if said["k_core"] is not None or new:
-        entry["k_core"] = said["k_core"] or (1 if source.format in ("diffrec", "diffurec") else _K_CORE)
+        entry["k_core"] = said["k_core"] or 1  # a filter over the whole log is a choice, and one that knows the future
     if said["split"] is not None or new:
         entry["split"] = _flow(_split(source, said["split"]))
 
@@ -391,8 +391,8 @@ def _notes(source: Source, positive: str | None, k_core: int, known: bool) -> li
         notes.append("the log has no time: splits and models that need one are refused, the split is drawn at random")
     if source.time_unit == "order":
         notes.append("the log has an order but no clock: global_time and recency by date are refused")
-    if k_core > 1 and not known:
-        notes.append(f"users and items with fewer than {k_core} interactions are left out; --k-core 1 keeps all")
+    if k_core == 1 and not known and source.format not in ("diffrec", "diffurec"):
+        notes.append("every user and item is kept, also those seen once; --k-core 5 leaves out who has fewer than five")
     if source.left_out:
         notes.append("other files of the archive are left out; --member names another one")
     return notes
