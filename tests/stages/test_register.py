@@ -156,6 +156,18 @@ def test_a_model_that_is_no_better_leaves_the_champion_and_is_registered_once(wo
         assert world.count() == 2
 
 
+def test_where_nothing_beats_the_baseline_the_baseline_is_the_first_champion(world: World):
+    policy = world.space.promotion_policy
+    policy.write_text(POLICY.replace("baseline: {variant: most_pop}", "baseline: {variant: most_pop, margin: 1000}"))
+    report = world.offer("ease")
+    assert report.chosen == "ease"
+    assert report.promoted
+    champion = world.registry.champion()
+    assert champion.tags["variant"] == "most_pop"
+    assert "was not promoted" in report.summary
+    assert "is champion" in report.summary
+
+
 def test_a_champion_of_older_data_is_judged_on_todays_users_through_its_own_items(world: World):
     world.offer("ease")
     prepare(world.space, 2, 1000, [*(f"i{item}" for item in range(ITEMS - 2)), "new-a", "new-b"])
