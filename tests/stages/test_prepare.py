@@ -37,7 +37,7 @@ def space(tmp_path: Path) -> Workspace:
 def test_the_report_says_what_the_files_hold(space: Workspace) -> None:
     report = prepare.run(params(k_core=2, positive="rating >= 4"), space)
     split = Split.load(space.prepared, params().dataset("shop").split, has_clock=True)
-    assert (len(split.users), len(split.items)) == (report.users, report.items)
+    assert (len(split.users), len(split.items)) == (report.users, report.items_in_train)
     assert (len(split.train), len(split.valid), len(split.test)) == (report.train, report.valid, report.test)
     assert report.train + report.valid + report.test == report.rows["after_k_core"]
     assert report.rows["ingested"] == report.rows["positive"] == 300

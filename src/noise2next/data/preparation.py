@@ -29,7 +29,8 @@ class Prepared:
 
     rows: dict[str, int]
     users: int
-    items: int
+    items: int  # that the filters leave
+    items_in_train: int  # of these, the vocabulary of every model
     cuts: Cuts | None
     unlearnable: dict[str, int]  # rows of an item that train has not
     cold_users: dict[str, int]  # users to judge who have no training row
@@ -79,6 +80,7 @@ def prepare(
     return Prepared(
         rows,
         _write_ids(users, folder / "users.parquet", scratch / "ordered.parquet"),
+        int(parts["item"].nunique().execute()),
         _write_ids(items, folder / "items.parquet", scratch / "ordered.parquet"),
         cuts,
         _unlearnable(placed),

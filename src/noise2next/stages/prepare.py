@@ -32,7 +32,8 @@ class PrepareReport(Frozen):
     repeats: str
     rows: dict[str, int]  # ingested, positive, after_repeats, after_k_core
     users: int
-    items: int
+    items: int  # that the filters leave
+    items_in_train: int  # of these; what only later windows have cannot be learned
     train: int
     valid: int
     test: int
@@ -84,6 +85,7 @@ def _report(params: Params, name: str, dataset: Dataset, prepared: Prepared, fol
         rows={step: prepared.rows[step] for step in steps},
         users=prepared.users,
         items=prepared.items,
+        items_in_train=prepared.items_in_train,
         train=prepared.rows["train"],
         valid=prepared.rows["valid"],
         test=prepared.rows["test"],
