@@ -1,5 +1,8 @@
 """Streaming gives the same lists as ranking everything at once, and masks by structure."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +83,30 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     table[1, 3] = torch.nan
     with pytest.raises(UserError, match="diverged"):
         rank(Told(table), histories([[0]] * 2, 4), [None], 2, 64)
+
+
+HUNGRY = """
+import resource, sys
+import numpy as np, torch
+from noise2next.data.interactions import Interactions
+from noise2next.data.queries import Queries
+from noise2next.evaluation.ranking import rank
+from noise2next.models.popularity import MostPop
+torch.set_num_threads(1)
+users, items = 1200, 100_000
+made = Interactions.of(np.repeat(np.arange(users), 5), np.arange(users * 5) % items, None, users)
+queries, model = Queries.of(made, items, np.arange(users)), MostPop(MostPop.Config(), items)
+model.solve(queries)
+rank(model, queries.select(torch.arange(8)), [queries.select(torch.arange(8))], 20, 32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rank(model, queries, [queries], 20, 32)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_follows_the_budget_and_not_users_times_items() -> None:
+    told = subprocess.run([sys.executable, "-c", HUNGRY], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < 100  # megabytes; all scores at once are 458
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ from noise2next.errors import UserError
 from noise2next.models.base import Recommender
 from noise2next.nn.top_k import top_k
 
-BYTES_PER_SCORE = 24  # float32 scores, a dense history, a masked copy, and the search among ties
+BYTES_PER_SCORE = 36  # measured: scores, a dense history, a masked copy, the search for the best and among ties
 MOST_ROWS = 1024  # enough to keep matrix products busy; a larger block only leaves the cache
 
 
@@ -32,11 +32,18 @@ def rank(model: Recommender, queries: Queries, seen: Sequence[Queries | None], k
     Order is score down, then item index up. Results lie on the CPU; only blocks of scores, bounded by `memory_mb`,
     lie on the model's device. Raises UserError when a score is NaN.
     """
-    blocks = list(ranked_blocks(model, queries, seen, k, memory_mb))
-    return [
-        Ranked(torch.cat([block[at].items for block in blocks]), torch.cat([block[at].scores for block in blocks]))
-        for at in range(len(seen))
+    # Room for the results is taken first: lists kept between blocks would leave holes in memory too small for the next.
+    found = [
+        Ranked(torch.empty(len(queries), k, dtype=torch.int32), torch.empty(len(queries), k)) for _ in range(len(seen))
     ]
+    start = 0
+    for block in ranked_blocks(model, queries, seen, k, memory_mb):
+        stop = start + len(block[0].items)
+        for whole, part in zip(found, block, strict=True):
+            whole.items[start:stop] = part.items
+            whole.scores[start:stop] = part.scores
+        start = stop
+    return found
 
 
 @torch.no_grad()
