@@ -323,37 +323,15 @@ def test_spark_gives_the_same_bytes(prepared: Preparing, on_spark: Preparing, sp
 
 # --- real logs --------------------------------------------------------------------------------------------------------
 
-SHARED = Path(os.environ.get("NOISE2NEXT_SHARED", Path(__file__).parents[2] / ".." / "shared")) / "data"
-needs_real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real logs at {SHARED}; set NOISE2NEXT_SHARED")
-POSITIVE_TEN_CORE = {"positive": "rating >= 4", "k_core": 10, "split": "per_user_ratio"}
-
-
-@pytest.fixture(scope="module")
-def movielens() -> pd.DataFrame:
-    with zipfile.ZipFile(SHARED / "raw" / "ml-1m_partial.zip") as archive:
-        text = archive.read("ml-1m/ratings.dat").replace(b"::", b"\t")
-    names = ["user", "item", "rating", "time"]
-    log = pd.read_csv(io.BytesIO(text), sep="\t", names=names, dtype={"user": str, "item": str, "rating": float})
-    return log.assign(time=log["time"] * 1_000_000, row=range(len(log)))
-
-
-@pytest.mark.real
-@needs_real
-def test_movielens_is_filtered_as_published(prepared: Preparing, movielens: pd.DataFrame) -> None:
-    result = prepared(movielens, **POSITIVE_TEN_CORE)
-    assert result.report.rows["after_k_core"] == 571_531
-    assert (result.report.users, result.report.items) == (5_949, 2_810)
-    users = pd.read_parquet(SHARED / "diffrec_official" / "ml-1m_users_map.parquet")["movielens_user_id"]
-    items = pd.read_parquet(SHARED / "diffrec_official" / "ml-1m_clean_items_map.parquet")["movielens_movie_id"]
-    assert list(result.table("users")["id"]) == [str(one) for one in sorted(users)]
-    assert list(result.table("items")["id"]) == [str(one) for one in sorted(items)]
-
 
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.spark
-@needs_real
-def test_spark_gives_the_same_bytes_on_movielens(
-    prepared: Preparing, on_spark: Preparing, movielens: pd.DataFrame
-) -> None:
-    assert on_spark(movielens, **POSITIVE_TEN_CORE).digests == prepared(movielens, **POSITIVE_TEN_CORE).digests
+def test_spark_gives_the_same_bytes_on_movielens(prepared: Preparing, on_spark: Preparing, shared: Path) -> None:
+    with zipfile.ZipFile(shared / "raw" / "ml-1m_partial.zip") as archive:
+        text = archive.read("ml-1m/ratings.dat").replace(b"::", b"\t")
+    names = ["user", "item", "rating", "time"]
+    log = pd.read_csv(io.BytesIO(text), sep="\t", names=names, dtype={"user": str, "item": str, "rating": float})
+    log = log.assign(time=log["time"] * 1_000_000, row=range(len(log)))
+    choices = {"positive": "rating >= 4", "k_core": 10, "split": "global_time"}
+    assert on_spark(log, **choices).digests == prepared(log, **choices).digests

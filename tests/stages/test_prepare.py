@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from noise2next.config import Params
 from noise2next.data import preparation
 from noise2next.data.interactions import Split
 from noise2next.errors import UserError
-from noise2next.stages import prepare
+from noise2next.stages import ingest, prepare
 from noise2next.workspace import Workspace, digest, read_json, verify, writing
 
 CLOCK = {"path": "log.csv", "format": "delimited", "columns": {"time": "time", "rating": "rating"}, "time_unit": "s"}
@@ -126,3 +127,34 @@ def test_spark_without_its_needs_names_the_remedy(
     spark = params().model_copy(update={"engine": "spark"})
     with pytest.raises(UserError, match=f"{remedy}.*engine: duckdb"):
         prepare.run(spark, space)
+
+
+@pytest.mark.real
+def test_movielens_is_filtered_as_published(tmp_path: Path, shared: Path) -> None:
+    asked = params(
+        path="ml-1m.zip",
+        member="ml-1m/ratings.dat",
+        separator="::",
+        header=False,
+        columns={"user": "1", "item": "2", "rating": "3", "time": "4"},
+        positive="rating >= 4",
+        k_core=10,
+        split={"kind": "per_user_ratio"},
+    )
+    place = Workspace(tmp_path, "shop")
+    place.data.mkdir()
+    shutil.copy(shared / "raw" / "ml-1m_partial.zip", place.data / "ml-1m.zip")
+    ingest.run(asked, place)
+    report = prepare.run(asked, place)
+    assert report.rows == {
+        "ingested": 663_062,
+        "positive": 575_281,
+        "after_repeats": 575_281,
+        "after_k_core": 571_531,
+    }
+    users = pd.read_parquet(shared / "diffrec_official" / "ml-1m_users_map.parquet")["movielens_user_id"]
+    items = pd.read_parquet(shared / "diffrec_official" / "ml-1m_clean_items_map.parquet")["movielens_movie_id"]
+    split = Split.load(place.prepared, asked.dataset("shop").split, has_clock=True)
+    assert split.users.ids == tuple(str(one) for one in sorted(users))
+    assert split.items.ids == tuple(str(one) for one in sorted(items))
+    assert (len(split.users), len(split.items)) == (5_949, 2_810)
