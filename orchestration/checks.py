@@ -6,7 +6,6 @@ import dagster as dg
 
 from noise2next.config import Params
 from noise2next.errors import UserError
-from noise2next.stages.refused import why_refused
 from noise2next.workspace import read_json, require, verify
 from orchestration.metadata import table
 from orchestration.project import Project
@@ -50,6 +49,8 @@ def _integrity(variant: str, datasets: dg.PartitionsDefinition[str]) -> dg.Asset
         description="Every file of the artifact still has the sha256 of its manifest.",
     )
     def integrity(context: dg.AssetCheckExecutionContext, project: Project) -> dg.AssetCheckResult:
+        from noise2next.stages.refused import why_refused
+
         dataset = context.partition_key
         if reason := why_refused(project.params(), dataset, variant):
             return dg.AssetCheckResult(passed=True, description=f"left out: {reason}")
@@ -71,6 +72,8 @@ def _floor(variant: str, datasets: dg.PartitionsDefinition[str]) -> dg.AssetChec
         description=f"Better than `{YARDSTICK}` on validation; a warning only, the gate decides.",
     )
     def beats_popularity(context: dg.AssetCheckExecutionContext, project: Project) -> dg.AssetCheckResult:
+        from noise2next.stages.refused import why_refused
+
         params, dataset = project.params(), context.partition_key
         if reason := why_refused(params, dataset, variant):
             return dg.AssetCheckResult(passed=True, description=f"left out: {reason}")

@@ -30,7 +30,11 @@ class Step:
 
 
 def steps(params: Params) -> list[Step]:
-    """The whole graph: the chain up to the split, two assets a variant, the table and the champion."""
+    """The whole graph: the chain up to the split, two assets a variant, the table and the champion.
+
+    Each asset names the one before it; what it reads from further back is part of that one's version (a validation
+    holds for its rows, a model for its split). So the groups, collapsed, are one row of boxes.
+    """
     variants = list(params.variants)
     return [
         Step(
@@ -68,7 +72,7 @@ def steps(params: Params) -> list[Step]:
             group="preprocessing",
             description="Filtered, ordered and cut into train, validation and test over dense indices.",
             work=work.split,
-            upstream=("interactions", "validation"),
+            upstream=("validation",),
             kinds=frozenset({"duckdb" if params.engine == "duckdb" else "spark", "parquet"}),
             code_version=versions.of_code("prepare"),
         ),
@@ -118,7 +122,7 @@ def _evaluation(params: Params, variant: str) -> Step:
         group="evaluation",
         description=f"`{variant}` judged on validation and test by full ranking, user by user.",
         work=lambda project, dataset: work.evaluation(project, dataset, variant),
-        upstream=("split", f"model_{variant}"),
+        upstream=(f"model_{variant}",),
         kinds=frozenset({"parquet"}),
         code_version=versions.of_code("evaluate", params.evaluation.model_dump(mode="json")),
     )

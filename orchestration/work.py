@@ -86,7 +86,9 @@ def validation(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
         for one in report.expectations
     }
     return dg.MaterializeResult(
-        data_version=dg.DataVersion(versions.of_output(space.validation)),
+        data_version=dg.DataVersion(
+            versions.of_files({"interactions": versions.of_output(space.ingested), "contract": str(report.success)})
+        ),
         check_results=[contract],
         metadata={
             **described(report, leave_out=("dataset", "expectations", "docs")),

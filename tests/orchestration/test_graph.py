@@ -1,11 +1,14 @@
 """Dagster's graph over a small project: it loads, it is selected by name, it runs, it stops where it must."""
 
+import itertools
 import shutil
 import subprocess
 import sys
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 from orchestration.definitions import definitions
 
 from noise2next.data import sample
@@ -61,18 +64,24 @@ def project(tmp_path_factory, repository):
     return root
 
 
-def run(root, dataset, selection=None, instance=None):
+@pytest.fixture(scope="module")
+def instance():
+    """Dagster's memory."""
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def run(root, dataset, instance, selection=None):
     """The job over one dataset, or its assets that `selection` names."""
     job = definitions(root).resolve_job_def("pipeline")
     keys = None if selection is None else [dg.AssetKey(name) for name in selection]
-    with instance or dg.DagsterInstance.ephemeral() as used:
-        return job.execute_in_process(partition_key=dataset, instance=used, raise_on_error=False, asset_selection=keys)
+    return job.execute_in_process(partition_key=dataset, instance=instance, raise_on_error=False, asset_selection=keys)
 
 
 @pytest.fixture(scope="module")
-def finished(project):
+def finished(project, instance):
     """The whole graph, once."""
-    return run(project, "shop")
+    return run(project, "shop", instance)
 
 
 def materialised(result):
@@ -119,7 +128,7 @@ def test_the_ui_page_of_a_run_is_linked(finished):
 
 
 def test_a_variant_that_the_dataset_cannot_have_is_left_out_with_its_reason_and_the_rest_goes_on(project):
-    result = run(project, "counted")
+    result = run(project, "counted", dg.DagsterInstance.ephemeral())
     assert result.success
     assert "need a clock" in shown(result, "model_recent_pop")["left out"].value
     assert "need a clock" in shown(result, "evaluation_recent_pop")["left out"].value
@@ -135,7 +144,7 @@ def test_a_breach_of_the_contract_stops_everything_downstream_and_leaves_the_cha
     before = {place: digest(place) for place in (space.prepared, space.leaderboard, space.registration)}
     log = space.data / "shop" / "log.csv"
     log.write_text(log.read_text() + "u1,i1,not a time\n" * 1_000)
-    result = run(root, "shop")
+    result = run(root, "shop", dg.DagsterInstance.ephemeral())
     assert not result.success
     assert materialised(result) == {"raw_interactions", "interactions", "validation"}
     breach = checks(result)["validation", "contract"]
@@ -174,7 +183,7 @@ def test_a_model_below_popularity_is_a_warning_and_stops_nothing(finished):
 
 
 def test_a_dataset_whose_log_is_missing_loads_and_fails_with_one_sentence(project):
-    result = run(project, "elsewhere", CHAIN)
+    result = run(project, "elsewhere", dg.DagsterInstance.ephemeral(), CHAIN)
     [failure] = [event for event in result.all_events if event.is_step_failure]
     said = failure.step_failure_data.user_failure_data
     assert failure.step_key == "raw_interactions"
@@ -190,7 +199,7 @@ def test_a_mistake_in_params_is_told_when_the_definitions_load(tmp_path):
 
 def test_raw_interactions_has_the_version_of_its_own_files_only(project):
     def version():
-        result = run(project, "shop", ["raw_interactions"])
+        result = run(project, "shop", dg.DagsterInstance.ephemeral(), ["raw_interactions"])
         [event] = result.get_asset_materialization_events()
         return event.materialization.tags["dagster/data_version"]
 
@@ -205,6 +214,29 @@ def test_raw_interactions_has_the_version_of_its_own_files_only(project):
         assert version() != first
     finally:
         log.write_bytes(kept)
+
+
+def stale(root, instance):
+    """The assets of the dataset `shop` that Dagster would make again."""
+    graph = definitions(root).resolve_asset_graph()
+    status = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    keys = graph.materializable_asset_keys
+    return {key.to_user_string() for key in keys if status.get_status(key, "shop") != StaleStatus.FRESH}
+
+
+def test_only_what_hangs_on_a_change_is_stale(project, finished, instance):
+    assert finished.success
+    assert stale(project, instance) == set()
+    run(project, "shop", instance, ["split"])  # made again, to the same bytes
+    assert stale(project, instance) == set()
+    params = project / "params.yaml"
+    kept = params.read_text()
+    params.write_text(kept.replace("l2: 100", "l2: 200"))
+    try:
+        assert stale(project, instance) >= {"model_ease"}
+        assert not stale(project, instance) & {*CHAIN, "model_diffrec", "evaluation_diffrec"}
+    finally:
+        params.write_text(kept)
 
 
 def test_a_changed_option_changes_the_code_version_of_its_own_model_only(project, tmp_path):
@@ -229,6 +261,14 @@ def test_assets_are_selected_by_a_string(project, selection, names):
     """DVC and Dagster want different antlr runtimes; only selection strings show when they do not get on."""
     chosen = dg.AssetSelection.from_string(selection).resolve(definitions(project).resolve_asset_graph())
     assert {key.to_user_string() for key in chosen} == names
+
+
+def test_the_groups_are_one_row_of_boxes(project):
+    assets = definitions(project).resolve_asset_graph()
+    group = {node.key: node.group_name for node in assets.asset_nodes}
+    arrows = {(group[above], group[node.key]) for node in assets.asset_nodes for above in node.parent_keys}
+    row = ["ingestion", "validation", "preprocessing", "training", "evaluation", "registration"]
+    assert {arrow for arrow in arrows if len(set(arrow)) == 2} == set(itertools.pairwise(row))
 
 
 def test_training_shares_the_pool_gpu(project):
