@@ -52,7 +52,7 @@ def _integrity(variant: str, datasets: dg.PartitionsDefinition[str]) -> dg.Asset
         from noise2next.stages.refused import why_refused
 
         dataset = context.partition_key
-        if reason := why_refused(project.params(), dataset, variant):
+        if reason := why_refused(project.params(), project.space(dataset), variant):
             return dg.AssetCheckResult(passed=True, description=f"left out: {reason}")
         try:
             files = verify(require(project.space(dataset).model(variant), "train"))
@@ -75,7 +75,7 @@ def _floor(variant: str, datasets: dg.PartitionsDefinition[str]) -> dg.AssetChec
         from noise2next.stages.refused import why_refused
 
         params, dataset = project.params(), context.partition_key
-        if reason := why_refused(params, dataset, variant):
+        if reason := why_refused(params, project.space(dataset), variant):
             return dg.AssetCheckResult(passed=True, description=f"left out: {reason}")
         metric = params.trainer.metric
         own, floor = (_on_validation(project, dataset, name, metric) for name in (variant, YARDSTICK))

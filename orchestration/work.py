@@ -128,7 +128,7 @@ def model(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[
     from orchestration import plots
 
     params, space = project.params(), project.space(dataset)
-    if reason := why_refused(params, dataset, variant):
+    if reason := why_refused(params, space, variant):
         return _left_out(reason)
     report = train.run(params, space, project.settings(), variant)
     metric = params.trainer_for(params.variant(variant, dataset)).metric
@@ -150,7 +150,7 @@ def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeRe
     from noise2next.stages.refused import why_refused
 
     params, space = project.params(), project.space(dataset)
-    if reason := why_refused(params, dataset, variant):
+    if reason := why_refused(params, space, variant):
         return _left_out(reason)
     report = evaluate.run(params, space, project.settings(), variant)
     metric = params.trainer.metric

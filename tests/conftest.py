@@ -30,3 +30,13 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real logs at {folder}: set NOISE2NEXT_SHARED to a folder that holds data/raw")
     return folder / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow runs it"))

@@ -56,6 +56,7 @@ def test_an_override_reaches_a_nested_key(params_file):
         ("time_unit: s", "max_bad_share: 2", "max_bad_share"),
         ("time_unit: s", "k_core: 2", "global_time needs a clock"),
         ("  shop:", "  Shop Nr 1:", "not a usable name"),
+        ("format: delimited", "format: diffrec\n    split: {kind: official}", "set split.history to train"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_its_place(params_file, old, new, place):

@@ -193,6 +193,8 @@ class Dataset(Frozen):
             raise ValueError(f"split {self.split.kind} needs the order of events, and this log has no time column")
         if self.split.kind == "official" and self.format not in ("diffrec", "diffurec"):
             raise ValueError("split official needs files that carry their own split (formats diffrec and diffurec)")
+        if self.split.kind == "official" and self.format == "diffrec" and self.split.history != "train":
+            raise ValueError("DiffRec's validation rows are newer than its test rows: set split.history to train")
         return self
 
 

@@ -103,7 +103,7 @@ def test_a_log_with_repeated_row_numbers_leaks_and_is_refused(space: Workspace) 
 @pytest.mark.parametrize(
     ("dataset", "note"),
     [
-        ({"format": "diffrec", "split": {"kind": "official"}}, "older than the validation rows"),
+        ({"format": "diffrec", "split": {"kind": "official", "history": "train"}}, "older than the validation rows"),
         ({"format": "diffurec", "split": {"kind": "official"}}, "not applied"),
         ({"split": {"kind": "random"}}, "nothing about the future"),
         ({"k_core": 2}, "depends on later rows too"),

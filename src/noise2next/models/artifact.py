@@ -5,18 +5,32 @@ No pickle anywhere. `load` hashes every file again before it believes one.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 
-from noise2next import __version__
+import noise2next
 from noise2next.config import Frozen, Variant
 from noise2next.data.vocabulary import Vocabulary
 from noise2next.models.base import Recommender, build
 from noise2next.workspace import read_json, require, verify, write_json, writing
+
+
+@functools.cache
+def code_version() -> str:
+    """The release and a hash of the sources that decide about weights, as `0.1.0+1f2e3d4c5b6a`."""
+    package = Path(noise2next.__file__).parent
+    told = hashlib.sha256()
+    for folder in ("data", "diffusion", "nn", "models", "training"):
+        for path in sorted((package / folder).glob("*.py")):
+            told.update(path.read_bytes())
+    return f"{noise2next.__version__}+{told.hexdigest()[:12]}"
 
 
 class ModelCard(Frozen):
@@ -27,7 +41,7 @@ class ModelCard(Frozen):
     n_items: int
     seed: int
     data_version: str  # sha256 over the prepared split
-    code_version: str = __version__
+    code_version: str = Field(default_factory=code_version)
     fingerprint: str  # hash of everything the weights depend on: equal fingerprints mean equal weights
 
 

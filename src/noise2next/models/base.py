@@ -44,6 +44,11 @@ class Recommender(nn.Module, ABC):
     def score(self, queries: Queries) -> Tensor:
         """[B, I] float32, higher is better. Seen items are not masked here."""
 
+    @classmethod
+    def bytes_needed(cls, n_items: int) -> int:
+        """Memory that learning takes where it grows faster than the items do; 0 where it does not."""
+        return 0
+
     def begin_scoring(self) -> None:
         """Called once before a run of `score` calls on fixed weights: the place to precompute. Default: nothing."""
 

@@ -33,13 +33,15 @@ def run(
 ) -> PipelineReport:
     """Every stage for `space.dataset`; `variants` None means all that the dataset allows.
 
-    Raises UserError before anything is done when a variant is unknown, misconfigured, or named against its needs.
+    Raises UserError before anything is done when a variant is unknown, misconfigured, or named against its needs, and
+    before anything is trained when the catalogue is too large for a named one.
     """
-    chosen, skipped = choose(params, space.dataset, variants)
+    chosen, _ = choose(params, space, variants, prepared=False)
     log.info("%s: %s", space.dataset, ", ".join(chosen))
     ingest.run(params, space)
     validate.run(params, space)
     prepare.run(params, space)
+    chosen, skipped = choose(params, space, variants)
     for name in chosen:
         train.run(params, space, settings, name, progress)
         evaluate.run(params, space, settings, name)
@@ -56,20 +58,22 @@ def run(
     )
 
 
-def choose(params: Params, dataset: str, variants: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+def choose(
+    params: Params, space: Workspace, variants: Sequence[str] | None, prepared: bool = True
+) -> tuple[list[str], dict[str, str]]:
     """The variants to train, with their options checked, and those left out with the reason."""
     chosen: list[str] = []
     skipped: dict[str, str] = {}
     for name in params.variants if variants is None else variants:
-        variant = params.variant(name, dataset)
+        variant = params.variant(name, space.dataset)
         model_config(variant.model, variant.options)
-        reason = why_refused(params, dataset, name)
+        reason = why_refused(params, space, name, prepared)
         if reason is None:
             chosen.append(name)
         elif variants is None:
             skipped[name] = reason
         else:
-            raise UserError(f"{dataset}: variant {name!r} cannot be trained on it: {reason}")
+            raise UserError(f"{space.dataset}: variant {name!r} cannot be trained on it: {reason}")
     if not chosen:
-        raise UserError(f"{dataset}: no variant to train; name some with --variants or add them to params.yaml")
+        raise UserError(f"{space.dataset}: no variant to train; name some with --variants or add them to params.yaml")
     return chosen, skipped

@@ -105,7 +105,7 @@ def _notes(dataset: Dataset) -> list[str]:
     if dataset.split.kind == "official" and dataset.format == "diffrec":
         notes.append(
             "in DiffRec's official files every user's test rows are older than the validation rows, "
-            "so reading validation at test time would be a leak: keep history: train"
+            "so reading validation at test time would be a leak"
         )
     if dataset.split.kind != "official" and dataset.k_core > 1:
         notes.append(

@@ -1,4 +1,4 @@
-"""Pairs that cannot be: a dataset without a clock and a variant that needs one.
+"""Pairs that cannot be: a dataset without a clock and a variant that needs one, a catalogue too large for a model.
 
 Who runs every pair, as `dvc repro` does, wants a stand-in there and not an error: an empty folder, which no reader of
 models or evaluations takes for one.
@@ -7,12 +7,16 @@ models or evaluations takes for one.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from noise2next.config import Frozen, Params
 from noise2next.data.weighting import refusal
-from noise2next.workspace import Workspace
+from noise2next.models.base import model_class
+from noise2next.workspace import MANIFEST, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +29,33 @@ class LeftOut(Frozen):
     left_out: str  # why
 
 
-def why_refused(params: Params, dataset: str, variant: str) -> str | None:
-    """Why `dataset` cannot have `variant`; None where it can."""
-    entry = params.dataset(dataset)
-    return refusal(params.variant(variant, dataset).weighting, entry.has_clock, entry.has_order)
+def why_refused(params: Params, space: Workspace, variant: str, prepared: bool = True) -> str | None:
+    """Why `space.dataset` cannot have `variant`; None where it can.
+
+    With `prepared` the size of the prepared catalogue counts too, if there is one.
+    """
+    entry = params.dataset(space.dataset)
+    chosen = params.variant(variant, space.dataset)
+    reason = refusal(chosen.weighting, entry.has_clock, entry.has_order)
+    if reason is None and prepared and (space.prepared / MANIFEST).is_file():
+        return _too_large(chosen.model, pq.read_metadata(space.prepared / "items.parquet").num_rows)
+    return reason
+
+
+def _too_large(model: str, n_items: int) -> str | None:
+    needed = model_class(model).bytes_needed(n_items)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed <= there:
+        return None
+    return (
+        f"it needs {needed / 2**30:,.0f} GiB for {n_items:,} items and this machine has {there / 2**30:,.0f}: "
+        "raise k_core, or take a larger machine"
+    )
 
 
 def run(params: Params, space: Workspace, variant: str, place: Path) -> LeftOut | None:
     """Leave an empty folder at `place` where `space.dataset` cannot have `variant`; where it can, do nothing: None."""
-    reason = why_refused(params, space.dataset, variant)
+    reason = why_refused(params, space, variant)
     if reason is None:
         return None
     if place.exists():

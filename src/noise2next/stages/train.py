@@ -12,16 +12,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from noise2next import __version__
 from noise2next.config import Params, Settings, TrainerConfig, Variant
 from noise2next.data.interactions import Split
 from noise2next.data.queries import Queries
-from noise2next.data.weighting import refusal, weigh
+from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import Evaluator
-from noise2next.models.artifact import Artifact, ModelCard, read_card
+from noise2next.models.artifact import Artifact, ModelCard, code_version, read_card
 from noise2next.models.base import Recommender, build
 from noise2next.registry.tracking import training_run
+from noise2next.stages.refused import why_refused
 from noise2next.training.device import choose_device
 from noise2next.training.fit import FitReport, fit
 from noise2next.training.seeding import seed_everything
@@ -60,7 +60,7 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
     dataset = params.dataset(space.dataset)
     chosen = params.variant(variant, space.dataset)
     trainer = params.trainer_for(chosen)
-    reason = refusal(chosen.weighting, dataset.has_clock, dataset.has_order)
+    reason = why_refused(params, space, variant)
     if reason is not None:
         raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")
     split = Split.load(space.prepared, dataset.split, dataset.has_clock)
@@ -113,7 +113,7 @@ def _card(params: Params, space: Workspace, variant: Variant, trainer: TrainerCo
         "variant": variant.model_dump(mode="json", exclude={"trainer"}),
         "trainer": trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "seed": params.seed,
-        "code": __version__,
+        "code": code_version(),
     }
     return ModelCard(
         dataset=space.dataset,

@@ -22,7 +22,7 @@ def run(params: Params, space: Workspace) -> ValidationReport:
     source = require(space.ingested, "ingest")
     with (
         writing(space.validation) as folder,
-        tempfile.TemporaryDirectory(prefix=".scratch-", dir=space.artifacts) as scratch,
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
     ):
         report, pages = validate(
             space.dataset,
