@@ -5,9 +5,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from benchmarks.plain_diffrec import PlainDiffRec, PlainNetwork
 from pydantic import ValidationError
 from tests.models.laws import RecommenderLaws
-from torch import nn
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
@@ -116,65 +116,70 @@ def test_scores_follow_the_weights_after_each_change():
     np.testing.assert_allclose(made.score(asked), made.restore(asked.multi_hot(), asked.keys), atol=1e-5)
 
 
-class Plain(nn.Module):
-    """The network and loss in their plain form: one concatenated layer, torch's tanh, a given mask, autograd's mean."""
-
-    def __init__(self, made: DiffRec) -> None:
-        super().__init__()
-        net = made.denoiser
-        self.process = made.process.double()
-        self.embedding = nn.Linear(10, 10)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in [(60 + 10, 32), (32, 16), (16, 32), (32, 60)])
-        first = torch.cat([net.from_items.weight, net.from_step.weight], dim=1)
-        sources = [net.embedding, None, *net.middle, net.decode]
-        for layer, source in zip([self.embedding, *self.layers], sources, strict=True):
-            layer.weight = nn.Parameter((first if source is None else source.weight).detach().double())
-            layer.bias = nn.Parameter((net.from_step.bias if source is None else source.bias).detach().double())
-
-    def loss(self, x0, t, noise, mask, divisor, parameterisation):
-        kept = self.process.signal[t][:, None]
-        x_t = kept * x0 + self.process.noise[t][:, None] * noise
-        k = torch.arange(5).double()
-        angle = t.double()[:, None] * torch.exp(-k / 5 * np.log(10000.0))
-        e = self.embedding(torch.cat([angle.cos(), angle.sin()], dim=1))
-        state = torch.cat([x_t * mask, e], dim=1)
-        for layer in self.layers[:-1]:
-            state = torch.tanh(layer(state))
-        target = x0 if parameterisation == "x0" else noise
-        error = (self.layers[-1](state) - target).square().mean(dim=1)
-        weights = self.process.weight_x0 if parameterisation == "x0" else self.process.weight_eps
-        return (weights[t] * error / divisor).mean()
+def plain_form(made):
+    """The benchmark's peer in float64 with the same weights: concatenated first layer, torch's tanh and mean."""
+    net, config = made.denoiser, made.config
+    network = PlainNetwork(net.decode.out_features, config.hidden).double()
+    first = torch.cat([net.from_items.weight, net.from_step.weight], dim=1)
+    sources = [(net.embedding.weight, net.embedding.bias), (first, net.from_step.bias)]
+    sources += [(layer.weight, layer.bias) for layer in (*net.middle, net.decode)]
+    with torch.no_grad():
+        for layer, (weight, bias) in zip((network.embedding, *network.layers), sources, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+    return PlainDiffRec(network, config.steps, config.noise_scale, config.noise_min, config.noise_max)
 
 
-@pytest.mark.parametrize("parameterisation", ["x0", "eps"])
-def test_gradients_are_those_of_the_plain_form(parameterisation, monkeypatch):
-    made = model(
-        steps=5, hidden=(16, 32), parameterisation=parameterisation, schedule="linear-var", noise_scale=0.1
-    ).train()
-    asked = queries(24, 60)
+def test_loss_and_gradients_are_those_of_the_plain_form(monkeypatch):
+    made, asked = model(steps=5, hidden=(16, 32), noise_min=0.001).train(), queries(24, 60)
     x0, t, noise = asked.multi_hot(), torch.randint(0, 5, (24,)), torch.randn(24, 60)
-    mask, divisor = 2.0 * torch.randint(0, 2, (24, 60)).float(), 0.5 + torch.rand(24)
-    monkeypatch.setattr(made.denoiser.dropout, "_mask", lambda x: mask)
+    mask, divisor = 2.0 * torch.randint(0, 2, (24, 60)), 0.5 + torch.rand(24)
+    monkeypatch.setattr(made.denoiser.dropout, "_mask", lambda x: mask.float())
     monkeypatch.setattr(made.step_sampler, "forward", lambda size: (t, divisor))
     monkeypatch.setattr(torch, "randn_like", lambda x: noise)
-    plain = Plain(made)
+    plain = plain_form(made)
+    monkeypatch.setattr(plain.network.dropout, "forward", lambda x: x * mask)
     loss = made.loss(asked, "train", Clock())["denoising"]
-    expected = plain.loss(x0.double(), t, noise.double(), mask.double(), divisor.double(), parameterisation)
-    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    expected = plain.loss_of(x0.double(), t, divisor, noise.double())
     loss.backward()
     expected.backward()
-    net = made.denoiser
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    net, peer = made.denoiser, plain.network
     pairs = [
-        (torch.cat([net.from_items.weight.grad, net.from_step.weight.grad], dim=1), plain.layers[0].weight.grad),
-        (net.from_step.bias.grad, plain.layers[0].bias.grad),
-        (net.embedding.weight.grad, plain.embedding.weight.grad),
-        (net.embedding.bias.grad, plain.embedding.bias.grad),
-        (net.decode.weight.grad, plain.layers[-1].weight.grad),
-        (net.decode.bias.grad, plain.layers[-1].bias.grad),
+        (torch.cat([net.from_items.weight.grad, net.from_step.weight.grad], dim=1), peer.layers[0].weight.grad),
+        (net.from_step.bias.grad, peer.layers[0].bias.grad),
+        (net.embedding.weight.grad, peer.embedding.weight.grad),
+        (net.embedding.bias.grad, peer.embedding.bias.grad),
+        *((a.weight.grad, b.weight.grad) for a, b in zip([*net.middle, net.decode], peer.layers[1:], strict=True)),
+        *((a.bias.grad, b.bias.grad) for a, b in zip([*net.middle, net.decode], peer.layers[1:], strict=True)),
     ]
-    pairs += [(a.weight.grad, b.weight.grad) for a, b in zip(net.middle, plain.layers[1:-1], strict=True)]
     for found, right in pairs:
         np.testing.assert_allclose(found, right, atol=1e-6 * float(right.abs().max()))
+    rings = [sorted(made.step_sampler.losses[step][made.step_sampler.losses[step] > 0].tolist()) for step in range(5)]
+    lists = [sorted(plain.history[step][plain.history[step] > 0].tolist()) for step in range(5)]
+    for ring, kept in zip(rings, lists, strict=True):
+        np.testing.assert_allclose(ring, kept, rtol=1e-5)
+
+
+def test_scores_are_those_of_the_plain_form():
+    made, asked = (
+        trained(steps=40, hidden=(16, 32), noise_scale=0.005, noise_min=0.005, noise_max=0.01),
+        queries(24, 60),
+    )
+    plain = plain_form(made)
+    plain.network.eval()
+    np.testing.assert_allclose(made.score(asked), plain.score(asked.multi_hot().double()), atol=1e-5)
+
+
+def test_predicting_noise_is_judged_by_the_weighted_error_of_the_noise(monkeypatch):
+    made = model(steps=5, hidden=(16,), parameterisation="eps", dropout=0.0).train()
+    asked, t, noise = queries(24, 60), torch.randint(0, 5, (24,)), torch.randn(24, 60)
+    monkeypatch.setattr(made.step_sampler, "forward", lambda size: (t, torch.ones(size)))
+    monkeypatch.setattr(torch, "randn_like", lambda x: noise)
+    output = made.denoiser(made.process.add_noise(asked.multi_hot(), t, noise), t)
+    expected = (made.process.weight_eps[t] * (output - noise).square().mean(dim=1)).mean()
+    loss = made.loss(asked, "train", Clock())["denoising"]
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_losses_fill_the_memory_of_the_step_sampler():
@@ -189,7 +194,7 @@ def test_without_reweighting_the_loss_is_the_plain_squared_error():
     for reweight in (True, False):
         made = model(steps=3, hidden=(16,), reweight=reweight, importance_sampling=False).train()
         torch.manual_seed(5)
-        losses[reweight] = float(made.loss(asked, "train", Clock())["denoising"])
+        losses[reweight] = float(made.loss(asked, "train", Clock())["denoising"].detach())
     assert losses[False] < 1 < losses[True]
 
 

@@ -143,9 +143,10 @@ class Trainer:
         metrics: dict[str, float] = {}
         if epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs:
             self.model.eval()
+            self.model.zero_grad(set_to_none=True)  # their memory serves validation
             metrics = self.validate(self.model)
             if self._main_metric(metrics) > self.at.best.get(self.config.metric, -math.inf):
-                self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+                self._keep_weights()
                 self._move(best_epoch=epoch, best=metrics)
         record = EpochRecord(
             epoch=epoch,
@@ -155,6 +156,13 @@ class Trainer:
         )
         self._move(epoch=epoch, batch=0, sums={}, curve=(*self.at.curve, record), epoch_seconds=0.0)
         return record
+
+    def _keep_weights(self) -> None:
+        for name, value in self.model.state_dict().items():
+            if name in self.best_weights:
+                self.best_weights[name].copy_(value)
+            else:
+                self.best_weights[name] = value.clone()
 
     def _main_metric(self, metrics: dict[str, float]) -> float:
         value = metrics.get(self.config.metric)
