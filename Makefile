@@ -28,6 +28,13 @@ run: $(VENV)/.run  ## set up, then take the sample log to a champion in the regi
 test: $(VENV)/.dev  ## set up, then run the whole test suite
 	@$(BIN)/pytest -q
 
+ui: $(VENV)/.run  ## Dagster on localhost:3000 and MLflow on localhost:5000 over the same state; one Ctrl-C ends both
+	@echo "Dagster: http://localhost:3000   MLflow: http://localhost:5000   Ctrl-C ends both"
+	@$(BIN)/mlflow server --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" \
+		--default-artifact-root "file://$(CURDIR)/mlartifacts" --workers 1 --uvicorn-opts "--log-level warning" & \
+	mlflow=$$!; trap 'kill $$mlflow 2>/dev/null; wait $$mlflow' EXIT; trap : INT TERM; \
+	env -u DAGSTER_HOME PYTHONWARNINGS=ignore $(BIN)/dagster dev --port 3000 --log-level warning
+
 lint: $(VENV)/.dev  ## style, import arrows, workflows
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -47,7 +54,7 @@ results: $(VENV)/.dev  ## train the rows of docs/results again (hours on a CPU; 
 	@$(BIN)/python benchmarks/parity.py
 
 clean:  ## remove everything derived; data and the environment stay
-	@rm -rf artifacts mlflow.db mlartifacts .dagster
+	@rm -rf artifacts mlflow.db* mlartifacts .dagster .tmp_dagster_home_*
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \

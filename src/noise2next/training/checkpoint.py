@@ -38,8 +38,10 @@ class EpochRecord(Frozen):
         loss = {f"loss_{name}": value for name, value in self.loss.items()}
         return {**loss, **{f"valid_{name}": value for name, value in self.metrics.items()}, "seconds": self.seconds}
 
-    def __str__(self) -> str:
-        shown = [f"{name} {value:.4g}" for name, value in {**self.loss, **self.metrics}.items()]
+    def told(self, metric: str) -> str:
+        """One line for a log: the loss and the metric that chooses."""
+        chosen = {metric: self.metrics[metric]} if metric in self.metrics else {}
+        shown = [f"{name} {value:.4g}" for name, value in {**self.loss, **chosen}.items()]
         return ", ".join([f"epoch {self.epoch}", *shown, f"{self.seconds:.1f} s"])
 
 

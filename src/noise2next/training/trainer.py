@@ -82,7 +82,7 @@ class Trainer:
                 record = self._epoch(bar)
                 on_epoch(record.epoch, record.values())
                 if bar is None:
-                    log.info("%s, best epoch %d", record, self.at.best_epoch)
+                    log.info("%s, best epoch %d", record.told(self.config.metric), self.at.best_epoch)
         self.model.load_state_dict(self.best_weights)
         self.model.eval()
         return self.at
@@ -104,7 +104,7 @@ class Trainer:
             self._save_if_due()
         record = self._close_epoch()
         if bar is not None and task is not None:
-            bar.update(task, description=f"{record}, best epoch {self.at.best_epoch}")
+            bar.update(task, description=f"{record.told(self.config.metric)}, best epoch {self.at.best_epoch}")
         self._save_if_due()
         return record
 
