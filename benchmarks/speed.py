@@ -402,11 +402,11 @@ def processor() -> str:
 def tell(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     machine, missed = result["machine"], [one["goal"] for one in result["goals"] if not one["reached"]]
-    taken = result["cpu_seconds"]
+    taken, flag = result["cpu_seconds"], " --whole" if result["whole"]["plain_measured"] else ""
     lines = [
         "# Speed of DiffRec",
         "",
-        f"`python benchmarks/speed.py{' --whole' if result['whole']['plain_measured'] else ''}` on {result['data']}: T = 40, hidden 200 and 600, batches of 400, one thread of "
+        f"`python benchmarks/speed.py{flag}` on {result['data']}: T = 40, hidden 200 and 600, batches of 400, one thread of "
         f"{machine['processor']}, torch {machine['torch']}. CPU seconds, median of {result['rounds']} interleaved "
         "rounds (lowest to highest).",
         "",
