@@ -211,6 +211,11 @@ def test_elbo_terms_are_one_a_step_and_those_of_training_without_dropout():
     assert float(terms[4]) == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize("options", [{"parameterisation": "eps"}, {"noise_scale": 0.0}, {"reweight": False}], ids=str)
+def test_a_loss_that_is_not_weighed_by_the_bound_has_no_terms_of_it(options):
+    assert model(steps=3, hidden=(16,), **options).elbo_terms(queries(5, 60)) is None
+
+
 class TestDiffRec(RecommenderLaws):
     model = "noise2next.models.diffrec.DiffRec"
     options: ClassVar = {"steps": 5, "hidden": [32], "schedule": "cosine", "dropout": 0.3}

@@ -125,6 +125,11 @@ def test_the_terms_of_the_bound_are_reported_for_each_step(params, space, runs):
     assert run(params, space, "most_pop").elbo_terms is None
 
 
+def test_a_model_that_is_trained_on_no_bound_reports_no_terms(params, space, runs, monkeypatch):
+    monkeypatch.setattr("noise2next.models.diffrec.DiffRec.elbo_terms", lambda *_: None)
+    assert run(params, space).elbo_terms is None
+
+
 def test_what_is_trained_already_is_not_trained_again(params, space, runs):
     first = run(params, space)
     assert run(params, space) == first

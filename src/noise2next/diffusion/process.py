@@ -22,10 +22,8 @@ class GaussianDiffusion(nn.Module):
     to_clean: Tensor  # the posterior mean's share of x_0
     to_noisy: Tensor  # the posterior mean's share of x_t
     variance: Tensor  # of q(x_{t-1} | x_t, x_0); zero at t = 0
-    log_variance: Tensor  # its logarithm, the entry at t = 0 replaced by the one at t = 1
-    snr: Tensor  # abar_t / (1 - abar_t)
-    weight_x0: Tensor
-    weight_eps: Tensor
+    weight_x0: Tensor  # of the evidence bound, for a network that predicts x_0
+    weight_eps: Tensor  # of the authors' code, for a network that predicts the noise; not of the bound
 
     def __init__(self, betas: Tensor) -> None:
         """betas [T], T >= 2, as `schedule.betas` gives them."""
@@ -35,19 +33,18 @@ class GaussianDiffusion(nn.Module):
         betas = betas.double()
         kept = torch.cumprod(1 - betas, dim=0)
         before = torch.cat([kept.new_ones(1), kept[:-1]])
-        variance = betas * (1 - before) / (1 - kept)
         snr = kept / (1 - kept)
         self.steps = len(betas)
         self._table("signal", kept.sqrt())
         self._table("noise", (1 - kept).sqrt())
         self._table("to_clean", betas * before.sqrt() / (1 - kept))
         self._table("to_noisy", (1 - before) * (1 - betas).sqrt() / (1 - kept))
-        self._table("variance", variance)
-        self._table("log_variance", torch.cat([variance[1:2], variance[1:]]).log())
-        self._table("snr", snr)
+        self._table("variance", betas * (1 - before) / (1 - kept))
         # DiffRec equation 10 without its half and its sum over items, as in the authors' code; t = 0: plain error.
         self._table("weight_x0", torch.cat([snr.new_ones(1), snr[:-1] - snr[1:]]))
-        # The same terms in the noise's error; at t = 0 half the error of x_0, (1/abar_0 - 1) times that of the noise.
+        # The authors' code, and not the bound: (1 - abar_t) / ((1 - abar_{t-1})^2 (1 - beta_t)), where the bound in
+        # the noise's error has beta_t / ((1 - abar_{t-1}) (1 - beta_t)). At t = 0 half the error of x_0, which is
+        # (1/abar_0 - 1) times that of the noise.
         first = (1 / kept[:1] - 1) / 2
         self._table("weight_eps", torch.cat([first, ((1 - kept) / ((1 - before).square() * (1 - betas)))[1:]]))
 
@@ -74,7 +71,11 @@ class GaussianDiffusion(nn.Module):
         return self.to_noisy + self.to_clean / self.signal, -self.to_clean * self.noise / self.signal
 
     def loss_weight(self, parameterisation: Parameterisation, t: Tensor) -> Tensor:
-        """[B] float32: what the mean squared error at step t counts, SNR(t-1) - SNR(t) for x0."""
+        """[B] float32: what the mean squared error at step t counts.
+
+        For x0 it is the evidence bound's SNR(t-1) - SNR(t), SNR(t) = abar_t / (1 - abar_t). For eps it is the authors'
+        choice, which weighs a step t >= 1 (1 - abar_t) / ((1 - abar_{t-1}) beta_t) times as much as the bound would.
+        """
         return (self.weight_x0 if parameterisation == "x0" else self.weight_eps)[t].float()
 
     def _table(self, name: str, values: Tensor) -> None:

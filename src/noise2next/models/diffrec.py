@@ -39,7 +39,7 @@ class DiffRec(Trainable):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of the noised input
         normalise: bool = False  # each noised row to length 1
         importance_sampling: bool = True  # train more often on the steps that cost most
-        reweight: bool = True  # weigh a step's error as in the evidence bound; False: plain mean squared error
+        reweight: bool = True  # x0: by the evidence bound; eps: as the authors do; False: plain mean squared error
         sampling_steps: NonNegativeInt = 0  # T': noise added before the reverse chain, which always takes T steps
         sampling_noise: bool = False  # draw from each reverse step instead of taking its mean
 
@@ -78,8 +78,14 @@ class DiffRec(Trainable):
         return {"denoising": (errors / divisor).mean()}
 
     @torch.no_grad()
-    def elbo_terms(self, queries: Queries) -> Tensor:
-        """[T]: the mean over users of each step's weighted error, without dropout; the noise is fixed by the user."""
+    def elbo_terms(self, queries: Queries) -> Tensor | None:
+        """[T]: the mean over users of each step's weighted error, without dropout; the noise is fixed by the user.
+
+        These are the bound's terms, less its half and its sum over items, only where the loss is weighed by the bound:
+        None when the noise is predicted (the authors' weights are others), without noise, and without `reweight`.
+        """
+        if self.process is None or self.config.parameterisation == "eps" or not self.config.reweight:
+            return None
         x0 = queries.multi_hot()
         terms = []
         for step in range(self.config.steps):

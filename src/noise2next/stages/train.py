@@ -40,15 +40,15 @@ class TrainReport(FitReport):
     seed: int
     fingerprint: str
     run_id: str  # in MLflow
-    elbo_terms: tuple[float, ...] | None = None  # [T], each diffusion step's mean weighted error; None: no such model
+    elbo_terms: tuple[float, ...] | None = None  # [T], the evidence bound's terms; None: trained on no such bound
 
 
 @runtime_checkable
 class HasElboTerms(Protocol):
     """A diffusion model that can say what each step's term of the evidence bound is."""
 
-    def elbo_terms(self, queries: Queries) -> Tensor:
-        """[T]"""
+    def elbo_terms(self, queries: Queries) -> Tensor | None:
+        """[T], or None where its loss is no bound."""
 
 
 def run(params: Params, space: Workspace, settings: Settings, variant: str, progress: bool = False) -> TrainReport:
@@ -145,7 +145,8 @@ def _elbo_terms(model: Recommender, train: Queries) -> tuple[float, ...] | None:
     if not isinstance(model, HasElboTerms):
         return None
     spread = torch.linspace(0, len(train) - 1, min(len(train), ELBO_USERS)).round().long()
-    return tuple(model.elbo_terms(train.select(spread.to(train.device))).tolist())
+    terms = model.elbo_terms(train.select(spread.to(train.device)))
+    return None if terms is None else tuple(terms.tolist())
 
 
 def _summary(report: TrainReport) -> dict[str, float]:
