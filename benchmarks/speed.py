@@ -406,9 +406,9 @@ def tell(result: dict[str, Any]) -> str:
     lines = [
         "# Speed of DiffRec",
         "",
-        f"`python benchmarks/speed.py{flag}` on {result['data']}: T = 40, hidden 200 and 600, batches of 400, one thread of "
-        f"{machine['processor']}, torch {machine['torch']}. CPU seconds, median of {result['rounds']} interleaved "
-        "rounds (lowest to highest).",
+        f"`python benchmarks/speed.py{flag}` on {result['data']}: T = 40, hidden 200 and 600, batches of 400, one "
+        f"thread of {machine['processor']}, torch {machine['torch']}. CPU seconds, median of {result['rounds']} "
+        "interleaved rounds (lowest to highest).",
         "",
         f"**Missed: {'; '.join(missed)}.**" if missed else "All goals are reached.",
         "",
