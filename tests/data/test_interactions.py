@@ -173,7 +173,7 @@ def test_a_selection_is_the_same_as_asking_for_those_users(lists: list[list[int]
 
 
 @given(histories)
-def test_a_row_holds_the_largest_weight_of_an_items_repeats_dense_or_sparse(lists: list[list[int]]) -> None:
+def test_a_row_holds_the_largest_weight_of_an_items_repeats_dense_or_folded(lists: list[list[int]]) -> None:
     interactions = log(lists)
     expected = np.zeros((len(lists), ITEMS), dtype=np.float32)
     for user, item, weight in zip(interactions.users, interactions.items, interactions.weights, strict=True):
@@ -181,19 +181,16 @@ def test_a_row_holds_the_largest_weight_of_an_items_repeats_dense_or_sparse(list
             expected[user, item] = max(expected[user, item], weight)
     asked = batch(interactions)
     np.testing.assert_array_equal(asked.multi_hot().numpy(), expected)
-    np.testing.assert_array_equal(asked.csr().to_dense().numpy(), expected)
-
-
-def test_a_sparse_batch_multiplies_as_the_dense_one() -> None:
-    asked = batch(log([[0, 3, 3], [], [5, 1, -1]]))
-    item_vectors = torch.arange(ITEMS * 2, dtype=torch.float32).view(ITEMS, 2)
-    torch.testing.assert_close(asked.csr() @ item_vectors, asked.multi_hot() @ item_vectors)
+    once = asked.folded()
+    assert once.indptr.tolist() == [0, *np.cumsum((expected > 0).sum(axis=1))]
+    np.testing.assert_array_equal(once.items.numpy(), expected.nonzero()[1])
+    np.testing.assert_array_equal(once.weights.numpy(), expected[expected > 0])
 
 
 def test_a_batch_of_nobody_is_a_batch() -> None:
     nobody = batch(log([[1, 2]])).select(torch.zeros(0, dtype=torch.int64))
     assert nobody.multi_hot().shape == (0, ITEMS)
-    assert nobody.csr().shape == (0, ITEMS)
+    assert (len(nobody.folded()), len(nobody.folded().items)) == (0, 0)
 
 
 # --- vocabulary -------------------------------------------------------------------------------------------------------

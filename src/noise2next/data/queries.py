@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noise2next.data.interactions import Interactions
-
-# torch says once a process that its CSR tensors are "in beta"; what is used of them here is tested.
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Queries:
         return Queries(indptr, self.items[flat], self.weights[flat], times, self.keys[users], self.n_items)
 
     def multi_hot(self) -> Tensor:
-        """[B, I] float32: the weight of each item in a history, zero elsewhere; of repeats the largest weight counts."""
+        """[B, I] float32: the weight of each item in a history, zero elsewhere; of repeats the largest counts."""
         dense = torch.zeros(len(self) * self.n_items, device=self.device)
         place = self.rows() * self.n_items + self.items
         dense.scatter_reduce_(0, place, self.weights, reduce="amax")
@@ -90,9 +86,3 @@ class Queries:
         indptr = torch.zeros(len(self) + 1, dtype=torch.int64, device=self.device)
         indptr[1:] = torch.bincount(place // self.n_items, minlength=len(self)).cumsum(0)
         return Queries(indptr, place % self.n_items, weights, None, self.keys, self.n_items)
-
-    def csr(self) -> Tensor:
-        """`multi_hot` as a sparse CSR tensor [B, I]: repeats folded the same way."""
-        once = self.folded()
-        shape = (len(self), self.n_items)
-        return torch.sparse_csr_tensor(once.indptr, once.items, once.weights, shape, check_invariants=False)
