@@ -15,6 +15,7 @@ from noise2next.data.queries import Queries
 from noise2next.errors import UserError
 from noise2next.models.base import ClosedForm, ModelConfig, Trainable
 from noise2next.models.diffrec import DiffRec
+from noise2next.nn.losses import row_error
 from noise2next.training import checkpoint, device
 from noise2next.training.fit import fit
 from noise2next.training.seeding import epoch_order, seed_everything
@@ -367,7 +368,7 @@ def test_bfloat16_is_refused_where_a_processor_has_to_imitate_it(monkeypatch):
 
 def test_bfloat16_products_leave_weights_noise_and_loss_in_float32(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    seen = {}
+    seen, products = {}, set()
 
     class Watched(DiffRec):
         def _errors(self, x0, t, noise):
@@ -375,17 +376,28 @@ def test_bfloat16_products_leave_weights_noise_and_loss_in_float32(tmp_path, mon
             seen.update(noise=noise.dtype, x0=x0.dtype, errors=found.dtype)
             return found
 
+        def loss(self, batch, phase, clock):
+            found = super().loss(batch, phase, clock)
+            seen["loss"] = found["denoising"].dtype
+            return found
+
+    def watched_error(output, target):
+        products.add(output.dtype)
+        return row_error(output, target)
+
+    monkeypatch.setattr("noise2next.models.diffrec.row_error", watched_error)
     model = Watched(DiffRec.Config(steps=3, hidden=(8,)), 30)
-    model.denoiser.decode.register_forward_hook(lambda *_: None)
     projected = model.denoiser.project
     monkeypatch.setattr(model.denoiser, "project", lambda x: seen.update(x_t=x.dtype) or projected(x))
     report = learn(model, tmp_path, epochs=1, precision="bfloat16")
     assert report.precision == "bfloat16"
-    assert set(seen.values()) == {torch.float32}
+    assert products == {torch.bfloat16}
+    assert seen == dict.fromkeys(("noise", "x0", "x_t", "errors", "loss"), torch.float32)
     assert all(one.dtype == torch.float32 for one in model.parameters())
-    plain = diffrec()
-    learn(plain, tmp_path / "plain", epochs=1)
     assert np.isfinite(report.curve[0].loss["denoising"])
+    products.clear()
+    learn(diffrec(), tmp_path / "plain", epochs=1, precision="float32")
+    assert products == {torch.float32}
 
 
 def test_the_trainer_is_the_only_one_that_steps():
@@ -398,6 +410,6 @@ def test_the_trainer_is_the_only_one_that_steps():
     callers = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
-        if any(f".{verb}(" in path.read_text() for verb in ("backward", "zero_grad"))
+        if any(f".{verb}(" in path.read_text() for verb in ("backward", "step", "zero_grad"))
     }
     assert callers == {Path(sys.modules[Trainer.__module__].__file__).relative_to(root).as_posix()}
