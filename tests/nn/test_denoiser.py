@@ -78,11 +78,15 @@ def test_dropout_zeroes_with_its_probability_and_keeps_the_mean(p):
     assert abs(float(found.double().mean()) - 1) < 4 * math.sqrt(p / (1 - p) / n)
 
 
-def test_dropout_exhausts_its_levels_exactly():
+@pytest.mark.parametrize("p", [2**-16, 0.3, 0.5, 1 - 2**-16])
+def test_dropout_exhausts_its_levels_exactly(p, monkeypatch):
     """Every 16-bit value is kept or dropped by p x 2^16 alone: counted over all values, not sampled."""
-    lanes = torch.arange(-(2**15), 2**15)
-    dropout = Dropout(0.3)
-    assert int((lanes < dropout.dropped - 2**15).sum()) == dropout.dropped == round(0.3 * 2**16)
+    lanes = torch.arange(-(2**15), 2**15).to(torch.int16)
+    monkeypatch.setattr(torch.Tensor, "random_", lambda words, *_: words.copy_(lanes.view(torch.int64)))
+    found = Dropout(p).train()(torch.ones(2**16))
+    dropped = round(p * 2**16)
+    assert torch.equal(found == 0, lanes < dropped - 2**15)
+    assert found[-1] == pytest.approx(2**16 / (2**16 - dropped), rel=1e-7)
 
 
 def test_dropped_places_are_independent_within_and_between_words():
