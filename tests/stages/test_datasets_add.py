@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_the_log_is_copied_versioned_and_entered(root: Path, log: Path) -> None:
     log.write_text(LOG + "u1,i1,1300000000\n")
     datasets.add(root, "shop", log)
     assert (root / "data.dvc").read_bytes() != first
+    assert YAML(typ="safe").load((root / "data.dvc").read_text())["outs"][0]["nfiles"] == 2
 
 
 def test_where_dvc_fails_nothing_has_changed(root: Path, log: Path) -> None:
@@ -195,9 +197,53 @@ def test_logs_that_are_not_here_are_not_lost_from_the_version(unversioned: Path,
         datasets.add(unversioned, "shop", log)
 
 
+def _with_sample(root: Path, path: str) -> None:
+    text = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(text.replace("  old:", "  sample:").replace("old/log.csv", path))
+
+
 def test_the_sample_lies_where_its_entry_says(unversioned: Path) -> None:
-    text = (unversioned / "params.yaml").read_text()
-    (unversioned / "params.yaml").write_text(text.replace("  old:", "  sample:").replace("old/log", "sample/log"))
+    _with_sample(unversioned, "sample/interactions.csv")
     report = datasets.sample(unversioned, seed=3)
-    assert Path(report.path) == unversioned / "data" / "sample" / "log.csv"
+    assert Path(report.path) == unversioned / "data" / "sample" / "interactions.csv"
     assert Path(report.path).read_text().startswith("user_id,item_id,timestamp\n")
+
+
+def test_the_generated_log_never_takes_the_place_of_a_persons(unversioned: Path, log: Path) -> None:
+    with pytest.raises(UserError, match="generated log's name"):
+        datasets.add(unversioned, "sample", log)
+    _with_sample(unversioned, "old/log.csv")
+    with pytest.raises(UserError, match=r"datasets\.sample\.path is old/log\.csv"):
+        datasets.sample(unversioned)
+    assert (unversioned / "data" / "old" / "log.csv").read_text() == LOG
+
+
+@pytest.mark.parametrize(("name", "where"), [("shop", "shop"), ("old", "old")])
+def test_files_that_the_dataset_does_not_read_are_never_removed(unversioned: Path, name: str, where: str) -> None:
+    folder = unversioned / "data" / where
+    folder.mkdir(exist_ok=True)
+    (folder / "log.csv").write_text(LOG)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("mine")
+    before = state(unversioned)
+    with pytest.raises(UserError, match=r"mine\.txt, which the dataset .* move them out"):
+        datasets.add(unversioned, name, folder / "log.csv")
+    assert state(unversioned) == before
+    (folder / "notes" / "mine.txt").unlink()
+    datasets.add(unversioned, name, folder / "log.csv")
+    assert (folder / "log.csv").read_text() == LOG
+
+
+def test_data_may_be_a_volume_of_its_own(unversioned: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, moved = unversioned / "data", []
+    rename = os.replace
+
+    def within_a_volume(old: Path, new: Path) -> None:
+        moved.append(Path(new))
+        assert Path(old).is_relative_to(data) == Path(new).is_relative_to(data)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", within_a_volume)
+    datasets.add(unversioned, "old", log)
+    assert data / "old" in moved
+    assert [one.name for one in data.iterdir()] == ["old"]

@@ -30,6 +30,9 @@ from noise2next.workspace import Workspace, write_atomically
 log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
+_SAMPLE_PATH = "sample/interactions.csv"
+_SCRATCH = ".add-"  # begins the name of the folder in data/ where a log is copied before it takes its place
+_NAMED = 5  # files that a refusal spells out
 _FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit")
 
 
@@ -95,6 +98,8 @@ def add(
     space = Workspace(root, name)
     if not NAME.fullmatch(name):
         raise UserError(f"datasets add: {name!r} is no usable name; take lower-case letters, digits, '-' and '_'")
+    if name == SAMPLE:
+        raise UserError("datasets add: sample is the generated log's name; take another name")
     if format is not None and format not in get_args(Format):
         raise UserError(f"--format {format!r} is none of {', '.join(get_args(Format))}")
     if time_unit is not None and time_unit not in get_args(TimeUnit):
@@ -110,6 +115,7 @@ def add(
         _write_entry(tree["datasets"], name, source, {"positive": positive, "split": split, "k_core": k_core})
         text = _text(tree)
         _check(space, text)
+        _refuse_unread(space, source.path)
         _refuse_loss(space)
         with _restored(space.data_pointer), _placed(space, source):
             version(space)
@@ -125,15 +131,26 @@ def fetch(root: Path, name: str, base_url: str | None = None) -> FetchReport:
 
 
 def sample(root: Path, seed: int = 1) -> SampleReport:
-    """Write the generated log that the entry `sample` reads."""
+    """Write the generated log that the entry `sample` reads. Raises UserError where the entry reads another file."""
     space = Workspace(root, SAMPLE)
-    place = space.data / load_params(space.params).dataset(SAMPLE).path
+    place = _sample_place(space)
     with _alone(space):
         generated.write(place, seed)
         versioned = not _lacking(space)
         if versioned:
             version(space)
     return SampleReport(path=str(place), seed=seed, versioned=versioned)
+
+
+def _sample_place(space: Workspace) -> Path:
+    """Where the generated log lies, and nothing that a person put there."""
+    path = load_params(space.params).dataset(SAMPLE).path
+    if path != _SAMPLE_PATH:
+        raise UserError(
+            f"{space.params}: datasets.sample.path is {path}, which the generated log would overwrite; give that log"
+            f" another name and let sample read {_SAMPLE_PATH}"
+        )
+    return space.data / path
 
 
 # --- the version of data/ ---------------------------------------------------------------------------------------------
@@ -144,11 +161,20 @@ def version(space: Workspace) -> None:
 
     Raises UserError with DVC's own words.
     """
+    _ignore_scratch(space.versioning.with_name(".dvcignore"))
     if not space.versioning.is_dir():
         top = _git_top(space.root)
         scope = ["--no-scm"] if top is None else [] if top == space.root.resolve() else ["--subdir"]
         _dvc(space, "init", "--quiet", *scope)
     _dvc(space, "add", "--quiet", space.data.name)
+
+
+def _ignore_scratch(file: Path) -> None:
+    """Let DVC pass over what `add` keeps in data/ for a moment."""
+    line = f"/data/{_SCRATCH}*"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if line not in text.splitlines():
+        write_atomically(file, (text + ("" if text.endswith("\n") or not text else "\n") + line + "\n").encode())
 
 
 def _git_top(folder: Path) -> Path | None:
@@ -181,12 +207,27 @@ def _refuse_loss(space: Workspace) -> None:
     """A new version of data/ must not lose the logs that are not here just now."""
     for name in _lacking(space):
         if name == SAMPLE:
-            generated.write(space.data / load_params(space.params).dataset(name).path, seed=1)
+            generated.write(_sample_place(space), seed=1)
         elif name != space.dataset:
             raise UserError(
                 f"{space.data}: the log of dataset {name} is not here and would be lost from the next version; fetch it"
                 " with `dvc pull`, or remove its entry from params.yaml"
             )
+
+
+def _refuse_unread(space: Workspace, source: Path) -> None:
+    """A log that takes data/<name>/ must not remove files that are neither of the dataset nor of the log itself."""
+    place = space.data / space.dataset
+    entry = load_params(space.params).datasets.get(space.dataset)
+    kept = {one.resolve() for log in (source, *([space.data / entry.path] if entry else [])) for one in _files(log)}
+    there = [place] if place.is_file() else sorted(place.rglob("*"))
+    lost = [str(one) for one in there if (one.is_symlink() or not one.is_dir()) and one.resolve() not in kept]
+    if lost:
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        raise UserError(
+            f"{place}: holds {', '.join(lost[:_NAMED])}{more}, which the dataset {space.dataset} does not read and"
+            " which would be removed; move them out of it, or take another name"
+        )
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
@@ -204,10 +245,13 @@ def _alone(space: Workspace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _placed(space: Workspace, source: Source) -> Iterator[None]:
-    """The log in data/<name>/, copied beside and moved in; the former content comes back when what follows fails."""
+    """The log in data/<name>/, copied beside and moved in; the former content comes back when what follows fails.
+
+    Beside means inside data/, which may be a volume of its own that nothing can be renamed into.
+    """
     place = space.data / space.dataset
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".add-", dir=space.artifacts.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=space.data) as scratch:
         fresh, former = Path(scratch) / "fresh", Path(scratch) / "former"
         _copy(source.path, fresh)
         with contextlib.ExitStack() as undo:
@@ -221,11 +265,14 @@ def _placed(space: Workspace, source: Source) -> Iterator[None]:
 
 
 def _copy(path: Path, folder: Path) -> None:
-    files = folder_files(path) if path.is_dir() else [path]
-    for file in files:
+    for file in _files(path):
         target = folder / (file.relative_to(path) if path.is_dir() else file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
+
+
+def _files(path: Path) -> list[Path]:
+    return folder_files(path) if path.is_dir() else [path]
 
 
 @contextlib.contextmanager
