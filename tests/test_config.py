@@ -49,7 +49,11 @@ def test_an_override_reaches_a_nested_key(params_file):
         ("path: shop/log.csv", "path: shop/log.csv\n    colour: red", "datasets.shop.colour: unknown key"),
         ("format: delimited", "format: papyrus", "datasets.shop.format"),
         ("epochs: 9", "epochs: 0", "epochs"),
-        ("epochs: 9", "epoch: 9", "epoch"),
+        ("epochs: 9", "epoch: 9", "variants.net.trainer.epoch: unknown key"),
+        ("epochs: 2", "epohs: 2", "datasets.shop.presets.net.trainer.epohs: unknown key"),
+        ("epochs: 9", "metric: recall@30", "variants.net.trainer.metric: 'recall@30' is not measured"),
+        ("path: shop/log.csv", "path: ../log.csv", "must lie below data/"),
+        ("format: delimited", "format: delimited\n    separator: ''", "datasets.shop.separator"),
         ("net: {options", "nett: {options", "unknown variant 'nett'"),
         ("low: 0.5", "low: 1.5", "low 1.5 is above high 1.0"),
         ("time_unit: s", "positive: liked", "is not of the form"),
@@ -57,6 +61,7 @@ def test_an_override_reaches_a_nested_key(params_file):
         ("time_unit: s", "k_core: 2", "global_time needs a clock"),
         ("  shop:", "  Shop Nr 1:", "not a usable name"),
         ("format: delimited", "format: diffrec\n    split: {kind: official}", "set split.history to train"),
+        ("format: delimited", "format: diffrec\n    split: {kind: leave_one_out}", "cannot be split again"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_its_place(params_file, old, new, place):

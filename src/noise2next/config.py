@@ -29,6 +29,7 @@ from noise2next.errors import UserError
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+METRICS = ("recall", "ndcg", "mrr", "precision", "hit_rate", "map")  # each at every cutoff, as recall@20
 
 
 class Frozen(BaseModel):
@@ -161,7 +162,7 @@ class Dataset(Frozen):
     path: str
     member: str | None = None  # the file inside a zip
     format: Format
-    separator: str | None = None  # of delimited text
+    separator: Annotated[str, Field(min_length=1)] | None = None  # of delimited text
     header: bool = True
     encoding: str = "utf-8"
     columns: Columns = Columns()
@@ -183,6 +184,8 @@ class Dataset(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
+            raise ValueError(f"path {self.path!r} must lie below data/")
         if self.positive is not None:
             parse_threshold(self.positive)
             if self.columns.rating is None:
@@ -193,7 +196,11 @@ class Dataset(Frozen):
             raise ValueError(f"split {self.split.kind} needs the order of events, and this log has no time column")
         if self.split.kind == "official" and self.format not in ("diffrec", "diffurec"):
             raise ValueError("split official needs files that carry their own split (formats diffrec and diffurec)")
-        if self.split.kind == "official" and self.format == "diffrec" and self.split.history != "train":
+        if self.format == "diffrec" and self.split.kind != "official":
+            raise ValueError(
+                "DiffRec's files number each part's rows anew, so they cannot be split again: set official"
+            )
+        if self.format == "diffrec" and self.split.history != "train":
             raise ValueError("DiffRec's validation rows are newer than its test rows: set split.history to train")
         return self
 
@@ -226,7 +233,7 @@ class TrainerConfig(Frozen):
 class EvaluationConfig(Frozen):
     """How models are judged."""
 
-    cutoffs: tuple[PositiveInt, ...] = (10, 20, 50, 100)
+    cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 20, 50, 100)
     bootstrap_samples: PositiveInt = 1000
     confidence: Share = 0.95
     memory_mb: PositiveInt = 512  # bound on the score blocks of a streaming top-k
@@ -261,9 +268,31 @@ class Params(Frozen):
             for variant in dataset.presets:
                 if variant not in self.variants:
                     raise ValueError(f"datasets.{dataset_name}.presets names an unknown variant {variant!r}")
-        for name in (*self.variants,):
-            self.trainer_for(self.variants[name])
         return self
+
+    @model_validator(mode="after")
+    def _trainers(self) -> Self:
+        """Every trainer that would ever be used, each fault by its place."""
+        self._check_trainer("trainer", {})
+        for name, variant in self.variants.items():
+            self._check_trainer(f"variants.{name}.trainer", variant.trainer)
+        for dataset_name, dataset in self.datasets.items():
+            for name, preset in dataset.presets.items():
+                changed = {**self.variants[name].trainer, **preset.trainer}
+                self._check_trainer(f"datasets.{dataset_name}.presets.{name}.trainer", changed)
+        return self
+
+    def _check_trainer(self, place: str, changed: Mapping[str, Any]) -> None:
+        try:
+            trainer = TrainerConfig.model_validate({**self.trainer.model_dump(), **changed})
+        except ValidationError as error:
+            raise ValueError(f"{place}.{_sentences(error)}") from error
+        name, _, cutoff = trainer.metric.partition("@")
+        if name not in METRICS or cutoff not in map(str, self.evaluation.cutoffs):
+            raise ValueError(
+                f"{place}.metric: {trainer.metric!r} is not measured; take one of {', '.join(METRICS)} "
+                f"at one of evaluation.cutoffs, as recall@{self.evaluation.cutoffs[0]}"
+            )
 
     def dataset(self, name: str) -> Dataset:
         if name not in self.datasets:

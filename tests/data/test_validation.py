@@ -14,7 +14,7 @@ from noise2next.data.validation import percent, validate
 DAY = 86_400_000_000
 CLOCK = Dataset(path="log.csv", format="delimited", columns=Columns(time="t", rating="r"), time_unit="s", k_core=2)
 BARE = Dataset(path="log.csv", format="delimited", split=RandomRatio())
-OFFICIAL = Dataset(path="log.zip", format="diffrec", split=OfficialSplit())
+OFFICIAL = Dataset(path="log.zip", format="diffrec", split=OfficialSplit(history="train"))
 
 
 def rows(dataset, n=60, **columns):

@@ -45,6 +45,8 @@ def entry(
         users={"valid": USERS, "test": USERS},
         left_out={"valid": 0, "test": 3},
         metrics={"valid": {key: Interval(mean=valid, low=valid, high=valid) for key in test}, "test": test},
+        confidence=CONFIG.confidence,
+        bootstrap_samples=CONFIG.bootstrap_samples,
         lists={part: {f"{one}@{k}": 0.5 for one in LISTS for k in (5, 20)} for part in ("valid", "test")},
         bands=[0.1] * 10,
         trained_bands=[0.1] * 10,
@@ -95,7 +97,8 @@ def test_a_lead_that_may_be_chance_says_so() -> None:
     said = [note for note in found.notes if "simple baseline" in note]
     assert all("may be chance" in note for note in said)
     assert board(entry("ease", 0, 0.4, simple=True), entry("diffrec", 0.1, 0.5)).notes == [
-        "3 users of the test part have no history to go by and are not judged"
+        "intervals are over users, for one seed a model: another seed would move the trained models too",
+        "3 users of the test part have no history to go by and are not judged",
     ]
 
 

@@ -18,6 +18,8 @@ from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
 from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.models.base import ClosedForm, build
+from noise2next.models.diffrec import DiffRec
+from noise2next.models.ease import EASE
 from noise2next.stages import evaluate, leaderboard
 from noise2next.workspace import Workspace, read_json, verify, write_json, writing
 
@@ -34,7 +36,9 @@ def prepare(space: Workspace, data_version: str = "v1", seed: int = 0) -> None:
             pq.write_table(pa.table({"user": users, "item": items}), folder / f"{part}.parquet")
         Vocabulary(tuple(f"u{user}" for user in range(USERS))).save(folder / "users.parquet")
         Vocabulary(tuple(f"i{item}" for item in range(ITEMS))).save(folder / "items.parquet")
-        write_json(folder / "report.json", {"data_version": data_version, "items": ITEMS, "notes": ["mind the gap"]})
+        write_json(
+            folder / "report.json", {"data_version": data_version, "items_in_train": ITEMS, "notes": ["mind the gap"]}
+        )
 
 
 def train(params: Params, space: Workspace, name: str, fingerprint: str = "f1", data_version: str = "v1") -> None:
@@ -171,6 +175,12 @@ class TestEvaluate:
     ) -> None:
         with pytest.raises(UserError, match="noise2next train"):
             evaluate.run(params, space, settings, "ease")
+
+    def test_what_only_serves_training_is_not_counted_as_learned(self) -> None:
+        diffrec = DiffRec(DiffRec.Config(hidden=(4,)), ITEMS)  # its step sampler remembers losses besides
+        layers = (ITEMS + 10) * 4 + 4, 10 * 10 + 10, 4 * ITEMS + ITEMS
+        assert evaluate._learned_numbers(diffrec) == sum(layers)
+        assert evaluate._learned_numbers(EASE(EASE.Config(), ITEMS)) == ITEMS * ITEMS
 
     def test_evaluating_twice_says_the_same(self, params: Params, space: Workspace, settings: Settings) -> None:
         train(params, space, "ease")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +113,10 @@ def test_training_leaves_a_verified_artifact_with_its_report(params, space, runs
 def test_each_epoch_and_the_run_as_a_whole_are_tracked(params, space, runs):
     report = run(params, space)
     steps = [step for step, _ in runs[0].heard]
-    assert steps == [1, 2, 3, None]
+    assert steps == [1, 2, 3, None, *range(len(report.elbo_terms))]
     assert {"loss_denoising", "valid_recall@5", "seconds"} <= set(runs[0].heard[0][1])
-    assert runs[0].heard[-1][1]["best_valid_recall@5"] == report.metrics["recall@5"]
+    assert runs[0].heard[3][1]["best_valid_recall@5"] == report.metrics["recall@5"]
+    assert [values["elbo_term"] for _, values in runs[0].heard[4:]] == list(report.elbo_terms)
     assert report.run_id == runs[0].run_id
 
 
@@ -193,3 +195,30 @@ def test_a_variant_that_needs_a_clock_is_refused_without_one(params, space, runs
 def test_an_unprepared_dataset_is_refused_with_the_command_that_prepares_it(params, tmp_path, runs):
     with pytest.raises(UserError, match="noise2next prepare"):
         run(params, Workspace(Path(tmp_path) / "empty", "shop"))
+
+
+def test_training_does_not_read_the_test_part(params, space, runs, monkeypatch):
+    read = []
+
+    def noted(path, *rest, **named):
+        read.append(Path(path).name)
+        return pq.ParquetFile(path).read()
+
+    monkeypatch.setattr("noise2next.data.interactions.pq.read_table", noted)
+    run(params, space)
+    assert {"train.parquet", "valid.parquet"} <= set(read)
+    assert "test.parquet" not in read
+
+
+def test_users_who_come_after_training_change_no_weight(params, space, runs):
+    run(params, space)
+    before = (space.model("diffrec") / "weights.safetensors").read_bytes()
+    users = Vocabulary.load(space.prepared / "users.parquet")
+    with writing(space.prepared) as folder:
+        for path in space.prepared.iterdir():
+            if path.name != "manifest.json":
+                shutil.copy(path, folder / path.name)
+        Vocabulary((*users.ids, "later1", "later2")).save(folder / "users.parquet")
+    shutil.rmtree(space.model("diffrec"))
+    run(params, space)
+    assert (space.model("diffrec") / "weights.safetensors").read_bytes() == before

@@ -97,8 +97,8 @@ class Split:
     has_clock: bool
 
     @classmethod
-    def load(cls, folder: Path, config: SplitConfig, has_clock: bool) -> Split:
-        """Read what the step `prepare` wrote."""
+    def load(cls, folder: Path, config: SplitConfig, has_clock: bool, with_test: bool = True) -> Split:
+        """Read what the step `prepare` wrote; without the test part, which stays empty, for who may not see it."""
         require(folder, "prepare")
         users, items = Vocabulary.load(folder / "users.parquet"), Vocabulary.load(folder / "items.parquet")
 
@@ -108,7 +108,9 @@ class Split:
             times = table.column("time").to_numpy() if timed else None
             return Interactions.of(table.column("user").to_numpy(), table.column("item").to_numpy(), times, len(users))
 
-        return cls(config, users, items, part("train"), part("valid"), part("test"), has_clock)
+        nothing = np.empty(0, dtype=np.int32)
+        test = part("test") if with_test else Interactions.of(nothing, nothing, None, len(users))
+        return cls(config, users, items, part("train"), part("valid"), test, has_clock)
 
     @property
     def n_items(self) -> int:

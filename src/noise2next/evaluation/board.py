@@ -52,6 +52,7 @@ def compare(
     behind = intervals(values - values[:, :1], resampled - resampled[:, :1], config.confidence)
     said = [
         *notes,
+        *_of_one_seed(entries),
         *_simple_ahead(ranked, values, resampled, main_metric, config.confidence),
         *_not_the_best(chosen, ranked, behind, main_metric, config.confidence),
         *_unjudged(first),
@@ -154,6 +155,12 @@ def _not_the_best(
 def _said(gap: Interval, confidence: float) -> str:
     sure = "" if gap.low > 0 else "; that may be chance"
     return f"{gap.mean:.4f} ({confidence:.0%} interval {gap.low:.4f} to {gap.high:.4f}{sure})"
+
+
+def _of_one_seed(entries: Sequence[Entry]) -> list[str]:
+    if all(entry.simple for entry in entries):
+        return []
+    return ["intervals are over users, for one seed a model: another seed would move the trained models too"]
 
 
 def _unjudged(evaluation: EvaluationReport) -> list[str]:

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from noise2next.config import METRICS
 from noise2next.data.interactions import Interactions
-
-METRICS = ("recall", "ndcg", "mrr", "precision", "hit_rate", "map")
 
 
 @dataclass(frozen=True)

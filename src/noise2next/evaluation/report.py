@@ -23,10 +23,12 @@ class EvaluationReport(Frozen):
     fingerprint: str
     code_version: str
     seed: int
-    parameters: int  # learned numbers
+    parameters: int  # learned numbers: parameters, or what a closed form has solved
     users: dict[str, int]  # judged
     left_out: dict[str, int]  # something to find, but no history to go by
     metrics: dict[str, dict[str, Interval]]
+    confidence: float  # of the metrics' intervals, which are over users
+    bootstrap_samples: int
     lists: dict[str, dict[str, float]]
     bands: list[float]  # the test lists' places (largest cutoff up to 20) by tenth of the catalogue, popular first
     trained_bands: list[float]  # the training interactions likewise

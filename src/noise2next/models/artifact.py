@@ -24,10 +24,10 @@ from noise2next.workspace import read_json, require, verify, write_json, writing
 
 @functools.cache
 def code_version() -> str:
-    """The release and a hash of the sources that decide about weights, as `0.1.0+1f2e3d4c5b6a`."""
+    """The release and a hash of the sources that decide about weights and the best epoch: `0.1.0+1f2e3d4c5b6a`."""
     package = Path(noise2next.__file__).parent
     told = hashlib.sha256()
-    for folder in ("data", "diffusion", "nn", "models", "training"):
+    for folder in ("data", "diffusion", "nn", "models", "training", "evaluation"):
         for path in sorted((package / folder).glob("*.py")):
             told.update(path.read_bytes())
     return f"{noise2next.__version__}+{told.hexdigest()[:12]}"

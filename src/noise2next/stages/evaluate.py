@@ -19,6 +19,7 @@ from noise2next.evaluation.evaluator import Judgement, Part, judge
 from noise2next.evaluation.report import EvaluationReport
 from noise2next.evaluation.significance import Interval, intervals, resampled_means
 from noise2next.models.artifact import Artifact, ModelCard
+from noise2next.models.base import ClosedForm, Recommender
 from noise2next.registry.tracking import resume_run
 from noise2next.training.device import choose_device
 from noise2next.workspace import Workspace, read_json, require, write_json, writing
@@ -55,10 +56,12 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
         fingerprint=artifact.card.fingerprint,
         code_version=artifact.card.code_version,
         seed=artifact.card.seed,
-        parameters=sum(value.numel() for value in artifact.model.state_dict().values()),
+        parameters=_learned_numbers(artifact.model),
         users={part: len(judgement.users) for part, judgement in found.items()},
         left_out={part: judgement.left_out for part, judgement in found.items()},
         metrics={part: _intervals(judgement, params.evaluation, params.seed) for part, judgement in found.items()},
+        confidence=params.evaluation.confidence,
+        bootstrap_samples=params.evaluation.bootstrap_samples,
         lists={part: judgement.lists for part, judgement in found.items()},
         bands=_bands(split, found["test"]),
         trained_bands=_trained_bands(split),
@@ -70,7 +73,7 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
     with resume_run(settings, space, read_json(place / "report.json")["run_id"]) as tracked:
         tracked.metrics({f"test_{name}": value for name, value in found["test"].means().items()})
         tracked.metrics({f"test_{name}": value for name, value in found["test"].lists.items()})
-    log.info("%s: test %s %.4f", variant, params.trainer.metric, found["test"].means().get(params.trainer.metric, 0.0))
+    log.info("%s: test %s %.4f", variant, params.trainer.metric, found["test"].means()[params.trainer.metric])
     return report
 
 
@@ -86,6 +89,12 @@ def refuse_other_data(space: Workspace, card: ModelCard, place: Path) -> None:
 def current_data_version(space: Workspace) -> str:
     """Of the prepared split."""
     return str(read_json(require(space.prepared, "prepare") / "report.json")["data_version"])
+
+
+def _learned_numbers(model: Recommender) -> int:
+    """What a closed form solves are its buffers; beside the parameters of the others they only serve training."""
+    learned = model.state_dict().values() if isinstance(model, ClosedForm) else model.parameters()
+    return sum(value.numel() for value in learned)
 
 
 def _intervals(judgement: Judgement, config: EvaluationConfig, seed: int) -> dict[str, Interval]:

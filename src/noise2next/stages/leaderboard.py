@@ -39,8 +39,9 @@ def run(params: Params, space: Workspace, variants: Sequence[str] | None = None)
     if not entries:
         raise UserError(f"{space.artifacts / 'evaluate'}: no evaluation to compare; `noise2next evaluate` makes one")
     prepared = read_json(space.prepared / "report.json")
-    notes = [*prepared["notes"], *_leaks(dataset)]
-    report = compare(entries, params.trainer.metric, params.evaluation, params.seed, prepared["items"], left_out, notes)
+    notes = [*prepared["notes"], *_changed(params, space, entries)]
+    items = prepared["items_in_train"]
+    report = compare(entries, params.trainer.metric, params.evaluation, params.seed, items, left_out, notes)
     with writing(space.leaderboard) as folder:
         write_json(folder / "leaderboard.json", report.model_dump(mode="json"))
         (folder / "leaderboard.html").write_text(render(report), encoding="utf-8")
@@ -68,6 +69,9 @@ def _collect(
             continue
         evaluation = EvaluationReport.model_validate(read_json(place / "report.json"))
         reason = stale(evaluation, space, dataset, data_version, metric)
+        asked = (params.evaluation.confidence, params.evaluation.bootstrap_samples)
+        if reason is None and (evaluation.confidence, evaluation.bootstrap_samples) != asked:
+            reason = "it was evaluated with another confidence or number of bootstrap samples than params.yaml has now"
         if reason is not None:
             left_out[name] = reason
             continue
@@ -109,7 +113,13 @@ def _training(space: Workspace, variant: str, metric: str) -> Training:
     )
 
 
-def _leaks(dataset: Dataset) -> list[str]:
-    if dataset.format == "diffrec" and dataset.split.history == "train+valid":
-        return ["LEAK: validation rows, newer than the test rows, are read at test time; these are no results"]
-    return []
+def _changed(params: Params, space: Workspace, entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each row whose model was made with other choices than params.yaml has now."""
+    said = []
+    for entry in entries:
+        trained = entry.evaluation
+        asked = params.variant(trained.variant, space.dataset)
+        now = (asked.model, dict(asked.options), asked.weighting, params.seed)
+        if (trained.model, trained.options, trained.weighting, trained.seed) != now:
+            said.append(f"{trained.variant} was trained with other options or another seed than params.yaml has now")
+    return said

@@ -22,7 +22,7 @@ from noise2next.models.artifact import Artifact, ModelCard, code_version, read_c
 from noise2next.models.base import Recommender, build
 from noise2next.registry.tracking import training_run
 from noise2next.stages.refused import why_refused
-from noise2next.training.device import choose_device
+from noise2next.training.device import choose_device, matmul_dtype
 from noise2next.training.fit import FitReport, fit
 from noise2next.training.seeding import seed_everything
 from noise2next.workspace import MANIFEST, Workspace, read_json, verify
@@ -63,15 +63,16 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
     reason = why_refused(params, space, variant)
     if reason is not None:
         raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")
-    split = Split.load(space.prepared, dataset.split, dataset.has_clock)
-    card = _card(params, space, chosen, trainer, split)
+    split = Split.load(space.prepared, dataset.split, dataset.has_clock, with_test=False)
+    device = choose_device(settings.device)
+    card = _card(params, space, chosen, trainer, split, device)
     finished = _finished(space, card)
     if finished is not None:
         log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
         return finished
-    device = choose_device(settings.device)
     histories = weigh(split.train, chosen.weighting, split.has_clock)
-    train = Queries.of(histories, split.n_items, split.users.keys, device)
+    everyone = Queries.of(histories, split.n_items, split.users.keys, device)
+    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
     evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device)
     seed_everything(params.seed)
     model = build(chosen, split.n_items).to(device)
@@ -98,14 +99,18 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
             elbo_terms=_elbo_terms(model, train),
         )
         tracked.metrics(_summary(report))
+        for step, term in enumerate(report.elbo_terms or ()):
+            tracked.metrics({"elbo_term": term}, step=step)
         Artifact(model.cpu(), split.items, card).save(space.model(variant), report.model_dump(mode="json"))
     shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
     log.info("%s: %s trained in %.1f s, validation %s", space.dataset, variant, report.seconds, _shown(report, trainer))
     return report
 
 
-def _card(params: Params, space: Workspace, variant: Variant, trainer: TrainerConfig, split: Split) -> ModelCard:
-    """What is to be trained. The fingerprint covers all that the weights depend on, and nothing else."""
+def _card(
+    params: Params, space: Workspace, variant: Variant, trainer: TrainerConfig, split: Split, device: torch.device
+) -> ModelCard:
+    """What is to be trained. The fingerprint covers all that the weights depend on, but for the number of threads."""
     data_version = read_json(space.prepared / "report.json")["data_version"]  # over the tables: engines agree in them
     told = {
         "data": data_version,
@@ -114,6 +119,9 @@ def _card(params: Params, space: Workspace, variant: Variant, trainer: TrainerCo
         "trainer": trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "seed": params.seed,
         "code": code_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "precision": str(matmul_dtype(trainer.precision, device)),
     }
     return ModelCard(
         dataset=space.dataset,
