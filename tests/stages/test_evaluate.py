@@ -20,8 +20,6 @@ from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.models.base import ClosedForm, build
 from noise2next.models.diffrec import DiffRec
 from noise2next.models.ease import EASE
-from noise2next.models.diffrec import DiffRec
-from noise2next.models.ease import EASE
 from noise2next.stages import evaluate, leaderboard
 from noise2next.workspace import Workspace, read_json, verify, write_json, writing
 
@@ -177,12 +175,6 @@ class TestEvaluate:
     ) -> None:
         with pytest.raises(UserError, match="noise2next train"):
             evaluate.run(params, space, settings, "ease")
-
-    def test_what_only_serves_training_is_not_counted_as_learned(self) -> None:
-        diffrec = DiffRec(DiffRec.Config(hidden=(4,)), ITEMS)  # its step sampler remembers losses besides
-        layers = (ITEMS + 10) * 4 + 4, 10 * 10 + 10, 4 * ITEMS + ITEMS
-        assert evaluate._learned_numbers(diffrec) == sum(layers)
-        assert evaluate._learned_numbers(EASE(EASE.Config(), ITEMS)) == ITEMS * ITEMS
 
     def test_what_only_serves_training_is_not_counted_as_learned(self) -> None:
         diffrec = DiffRec(DiffRec.Config(hidden=(4,)), ITEMS)  # its step sampler remembers losses besides

@@ -20,7 +20,6 @@ from noise2next.evaluation.report import EvaluationReport
 from noise2next.evaluation.significance import Interval, intervals, resampled_means
 from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.models.base import ClosedForm, Recommender
-from noise2next.models.base import ClosedForm, Recommender
 from noise2next.registry.tracking import resume_run
 from noise2next.training.device import choose_device
 from noise2next.workspace import Workspace, read_json, require, write_json, writing
@@ -90,12 +89,6 @@ def refuse_other_data(space: Workspace, card: ModelCard, place: Path) -> None:
 def current_data_version(space: Workspace) -> str:
     """Of the prepared split."""
     return str(read_json(require(space.prepared, "prepare") / "report.json")["data_version"])
-
-
-def _learned_numbers(model: Recommender) -> int:
-    """What a closed form solves are its buffers; beside the parameters of the others they only serve training."""
-    learned = model.state_dict().values() if isinstance(model, ClosedForm) else model.parameters()
-    return sum(value.numel() for value in learned)
 
 
 def _learned_numbers(model: Recommender) -> int:
