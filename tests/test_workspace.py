@@ -92,6 +92,47 @@ def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
 
 
+def test_a_sweep_leaves_the_folders_of_a_longer_name_alone(tmp_path):
+    with writing(tmp_path / "ease") as folder:
+        fill(folder, "one")
+    others = tmp_path / ".ease-2@abandoned"
+    others.mkdir()
+    with writing(tmp_path / "ease") as folder:
+        fill(folder, "two")
+    assert others.is_dir()
+
+
+def test_a_reader_finds_the_folder_at_every_moment_of_a_replacement(tmp_path):
+    with writing(tmp_path / "out") as folder:
+        fill(folder, "old")
+    stop, missing = threading.Event(), []
+
+    def look():
+        while not stop.is_set():
+            if not (tmp_path / "out").exists():
+                missing.append(True)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for _ in range(100):
+        with writing(tmp_path / "out") as folder:
+            fill(folder, "new")
+    stop.set()
+    reader.join()
+    assert not missing
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_replacement_is_whole_with_and_without_an_exchange_in_one_step(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr("noise2next.workspace._exchange", lambda one, other: False)
+    for text in ("old", "new"):
+        with writing(tmp_path / "out") as folder:
+            fill(folder, text)
+    assert (tmp_path / "out" / "b.txt").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
+
+
 def test_writers_at_once_leave_one_whole_folder(tmp_path):
     def write(number):
         for _ in range(20):
@@ -105,7 +146,7 @@ def test_writers_at_once_leave_one_whole_folder(tmp_path):
         thread.join()
     verify(tmp_path / "out")
     assert (tmp_path / "out" / "b.txt").read_text() == (tmp_path / "out" / "deep" / "a.txt").read_text()
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out-")]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out-", ".out@"))]
 
 
 def test_a_file_is_replaced_with_its_mode_kept(tmp_path):

@@ -7,6 +7,7 @@ in by rename, so a reader sees the old one, the new one, or none, never a mixtur
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -217,24 +218,33 @@ def _write_manifest(folder: Path) -> None:
 
 def _swap(fresh: Path, place: Path) -> None:
     if place.exists():
-        retired = _fresh(place)
-        os.replace(place, retired)
-        os.replace(fresh, place)
-        shutil.rmtree(retired)
+        if not _exchange(fresh, place):
+            retired = _fresh(place)
+            os.replace(place, retired)
+            os.replace(fresh, place)
+            os.replace(retired, fresh)
+        shutil.rmtree(fresh)  # what was there before
     else:
         os.replace(fresh, place)
     _sync_folder(place.parent)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step (Linux's renameat2); False, and nothing done, where that cannot be."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
 def _fresh(place: Path) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}@", dir=place.parent))  # no name of ours holds an @
     folder.chmod(0o755)
     return folder
 
 
 def _sweep(place: Path) -> None:
     """Remove what killed writers of `place` left behind: folders that no living process holds."""
-    for left in place.parent.glob(f".{place.name}-*"):
+    for left in place.parent.glob(f".{place.name}@*"):
         if not left.is_dir():
             continue
         descriptor = os.open(left, os.O_RDONLY)
