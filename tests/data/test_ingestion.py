@@ -6,6 +6,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import tracemalloc
 import zipfile
 from collections import Counter
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from noise2next.config import Dataset, Params, load_params
-from noise2next.data import delimited, ingestion, logs, pieces
+from noise2next.data import delimited, guesses, ingestion, logs, pieces
 from noise2next.errors import UserError
 from noise2next.stages import datasets, ingest
 from noise2next.workspace import Workspace, read_json
@@ -248,6 +249,24 @@ def test_times_become_microseconds_in_utc(tmp_path: Path, unit: str, text: str, 
     assert log.accepted[0]["time"] == microseconds
 
 
+def test_every_form_of_time_that_is_recognised_is_read(tmp_path: Path) -> None:
+    offsets = {"": 0, "Z": 0, "UTC": 0, "+05": 300, "+0530": 330, "+05:30": 330, "-0800": -480}
+    clocks = {"9:01": 0, "09:01": 0, "09:01:02": 2_000_000, "9:01:02.5": 2_500_000, "09:01:02.123456": 2_123_456}
+    day, minute = 1_578_182_400 * 10**6, 60 * 10**6
+    forms = {"20200105": day}
+    for date in ("2020-01-05", "2020/1/5"):
+        forms[date] = day
+        for mark, (clock, rest), gap, (zone, ahead) in itertools.product(
+            " T", clocks.items(), ("", " ", "  "), offsets.items()
+        ):
+            forms[f"{date}{mark}{clock}{gap if zone else ''}{zone}"] = day + (541 - ahead) * minute + rest
+    assert [form for form in forms if guesses.date(form, "iso") is None] == []
+    log = Log(tmp_path, HEADER + "".join(f"u,i{k},{form},1\n" for k, form in enumerate(forms)), time_unit="iso")
+    log.ingest()
+    assert log.quarantine == []
+    assert [row["time"] for row in log.accepted] == list(forms.values())
+
+
 def test_the_future_begins_a_day_after_now(tmp_path: Path) -> None:
     day = 86_400
     now = int(NOW.timestamp())
@@ -351,7 +370,13 @@ def test_diffrec_lists_keep_their_split_and_their_order(tmp_path: Path) -> None:
         for part, pairs in {"test": [[0, 9]], "train": [[0, 5], [0, 3], [1, 3]], "valid": [[1, 5]]}.items():
             with archive.open(f"ml/{part}_list.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(pairs))
-    entry = {"format": "diffrec", "separator": None, "columns": {}, "time_unit": "order", "split": {"kind": "official"}}
+    entry = {
+        "format": "diffrec",
+        "separator": None,
+        "columns": {},
+        "time_unit": "order",
+        "split": {"kind": "official", "history": "train"},
+    }
     log = Log(tmp_path, stream.getvalue(), "ml.zip", **entry)
     log.ingest()
     assert [(row["user"], row["item"], row["time"], row["split"]) for row in log.accepted] == [

@@ -30,8 +30,10 @@ _NAMES = {role: spellings.split() for role, spellings in _SPELLINGS.items()}
 _ISO = re.compile(
     r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)?)?", re.ASCII
 )
+_COMPACT = re.compile(r"(\d{4})(\d{2})(\d{2})", re.ASCII)
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _MOSTLY = 0.9
+_DATED = 0.95  # share of eight digits that must be days of the calendar
 _FEW = 30  # distinct values that a scale of ratings has at most
 _CLOCKS: tuple[tuple[TimeUnit, float], ...] = (("s", 1.0), ("ms", 1e3), ("us", 1e6))
 _FROM, _TO = 1e8, 5e9  # seconds of the years 1973 and 2128; wider bounds would take long ids for times
@@ -74,10 +76,29 @@ def time_unit(values: Values) -> TimeUnit | None:
     return "order" if 0 <= middle < _FROM else None
 
 
+def compact_dates(values: Values) -> bool:
+    """Whether these are dates as YYYYMMDD, which only the name of their column tells from numbers."""
+    given = [value.strip() for value in values if value and value.strip()]
+    return bool(given) and sum(_day(value) is not None for value in given) > _DATED * len(given)
+
+
+def _day(value: str) -> str | None:
+    """YYYYMMDD with its dashes; None for what is no day from 1970 on."""
+    match = _COMPACT.fullmatch(value)
+    if match is None:
+        return None
+    try:
+        day = datetime(int(match[1]), int(match[2]), int(match[3]), tzinfo=UTC)
+    except ValueError:
+        return None
+    return day.strftime("%Y-%m-%d") if 0 <= day.timestamp() < _TO else None
+
+
 def date(value: str, unit: TimeUnit) -> str | None:
     """A time as a person reads it, to the second; a place in an order as it stands; None where it is neither."""
+    value = value.strip()
     if unit == "iso":
-        return value if _ISO.fullmatch(value) else None
+        return value if _ISO.fullmatch(value) else _day(value)
     if not _NUMBER.fullmatch(value):
         return None
     if unit == "order":

@@ -118,7 +118,9 @@ def _time(rows: ir.Table, dataset: Dataset, future: int) -> tuple[ir.IntegerValu
         place = rows.row if _order_is_by_row(dataset) else _whole(_number(rows.time), 1.0)
         return place, ibis.cases((place.isnull(), UNPARSABLE_TIME), (place < 0, IMPOSSIBLE_TIME), else_=none)
     if dataset.time_unit == "iso":
-        moment = rows.time.try_cast("timestamp('UTC')")  # without a zone, the engine would drop the offset
+        moment = _spelled_out(rows.time).try_cast(
+            "timestamp('UTC')"
+        )  # without a zone, the engine would drop the offset
         time = moment.delta(ibis.timestamp("1970-01-01 00:00:00"), unit="microsecond")
         readable = time.notnull()
     else:
@@ -132,6 +134,14 @@ def _time(rows: ir.Table, dataset: Dataset, future: int) -> tuple[ir.IntegerValu
         else_=none,
     )
     return time, reason
+
+
+def _spelled_out(text: ir.StringColumn) -> ir.StringValue:
+    """ISO 8601 as the engine reads it: a date with its dashes, a zone without blanks before it and with its colon."""
+    dated = text.re_replace(r"^(\d{4})(\d{2})(\d{2})$", r"\1-\2-\3")
+    in_utc = dated.re_replace(r"(:\d{2}(?:\.\d+)?)\s*(?:Z|UTC)$", r"\1Z")
+    whole_hours = in_utc.re_replace(r"(:\d{2}(?:\.\d+)?)\s+([+-]\d{2})$", r"\1\2")
+    return whole_hours.re_replace(r"(:\d{2}(?:\.\d+)?)\s*([+-]\d{2}):?(\d{2})$", r"\1\2:\3")
 
 
 def _order_is_by_row(dataset: Dataset) -> bool:
