@@ -258,6 +258,8 @@ def datasets_add(
     split: Annotated[SplitKind | None, typer.Option(help="How to cut into train, validation and test.")] = None,
     k_core: Annotated[int | None, typer.Option(min=1, help="Least interactions a user and an item keep.")] = None,
     member: Annotated[str | None, typer.Option(help="The log's name inside a zip.")] = None,
+    separator: Annotated[str | None, typer.Option(help="What stands between fields, as ';' or '\\t'.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of a text log, as utf-8, latin-1 or cp1252.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a log into data/, version it with DVC and write its entry into params.yaml."""
@@ -278,6 +280,8 @@ def datasets_add(
         split=split.value if split else None,
         k_core=k_core,
         member=member,
+        separator=separator,
+        encoding=encoding,
     )
     _show(report, as_json)
 

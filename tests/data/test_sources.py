@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import zipfile
@@ -116,6 +118,28 @@ def test_a_time_that_is_not_understood_is_no_silent_loss(tmp_path: Path) -> None
     assert (source.time_unit, source.unread_time) == (None, "date")
     with pytest.raises(UserError, match=r"'date' holds '28 Feb 14'.*--time-unit"):
         recognise(path, Hints(time="date"))
+
+
+@pytest.mark.parametrize(("unit", "spelled"), [("s", "2020-01-05"), ("iso", "1578195662"), ("order", "2020-01-05")])
+def test_a_said_unit_that_reads_no_time_is_refused(tmp_path: Path, unit: str, spelled: str) -> None:
+    path = written(tmp_path / "log", delimited([(*row[:2], spelled) for row in ROWS], ",", ("user", "item", "date")))
+    for time in (None, "date"):
+        with pytest.raises(UserError, match=rf"'date' holds '{spelled}', which is no time in {unit}"):
+            recognise(path, Hints(time=time, time_unit=unit))  # type: ignore[arg-type]
+
+
+def test_eight_digits_are_dates_where_their_column_is_named_so(tmp_path: Path) -> None:
+    rows = [(*row[:2], f"2020{k % 12 + 1:02d}{k % 28 + 1:02d}") for k, row in enumerate(ROWS)]
+    source = recognise(written(tmp_path / "log", delimited(rows, ",", ("user", "item", "date"))))
+    assert (source.columns.time, source.time_unit, source.first_time) == ("date", "iso", "2020-01-01")
+    rows = [(*row[:2], f"{20_201_399 + k}") for k, row in enumerate(ROWS)]
+    assert recognise(written(tmp_path / "log", delimited(rows, ",", ("user", "item", "ts")))).time_unit == "order"
+
+
+def test_one_column_is_not_said_for_two_roles(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", delimited(ROWS, ",", ("user", "item", "rating", "time")))
+    with pytest.raises(UserError, match="'item' is said for --user and --item"):
+        recognise(path, Hints(user="item", item="item"))
 
 
 @pytest.mark.parametrize(
@@ -268,6 +292,11 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, shape: str) -> Non
         ("other.csv", "u,i,5\n\u65e5,\u672c,6\n".encode("shift-jis") * 9, "line 2 and 8 more.*UTF-8"),
         ("head.csv", b"user,item,time\n", "no line below"),
         ("uneven.csv", b"user,item,time\n" + b"1,u,i,5\n" * 20, "no line below"),
+        ("mac.csv", b"user,item,time\r1,2,3\r4,5,6\r", "carriage returns alone"),
+        ("log.csv.bz2", bz2.compress(b"user,item\n1,2\n"), "compressed with bzip2; give gzip or zip"),
+        ("log.csv.xz", lzma.compress(b"user,item\n1,2\n"), "compressed with xz; give gzip or zip"),
+        ("log.csv.zst", b"\x28\xb5\x2f\xfd" + bytes(50), "compressed with zstd; give gzip or zip"),
+        ("twins.csv", b"user,item,item\n1,2,3\n4,5,6\n", "more than one column 'item' for the item"),
         ("prose.txt", b"words\nwithout\nany\norder\n", "no separator"),
         ("names.csv", b"first,second\na,b\nc,d\n", None),
         ("users.csv", b"user,age\nu1,33\nu2,44\n", "--item"),

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from noise2next.config import load_params
 from noise2next.errors import UserError
-from noise2next.stages import datasets
+from noise2next.stages import datasets, ingest
+from noise2next.workspace import Workspace
 
 PARAMS = """\
 # Every choice.
@@ -133,6 +134,24 @@ def test_a_folder_is_taken_with_all_its_files(unversioned: Path, log: Path) -> N
         (folder / name).write_text(LOG if name.endswith(".csv") else "")
     assert datasets.add(unversioned, "shop", folder).path == "shop"
     assert sorted(one.name for one in (unversioned / "data" / "shop").iterdir()) == ["a.csv", "b.csv"]
+
+
+def test_separator_and_encoding_may_be_said(unversioned: Path, log: Path) -> None:
+    rows = [f"u{k % 7}\tcaf\u00e9 \u20ac{k % 5}\t{1_200_000_000 + k}\n" for k in range(60)]
+    log.write_bytes(("user\titem\ttime\n" + "".join(rows)).encode("cp1252"))
+    report = datasets.add(unversioned, "shop", log, separator="\\t", encoding="cp1252")
+    assert (report.separator, report.encoding) == ("\t", "cp1252")
+    space = Workspace(unversioned, "shop")
+    ingested = ingest.run(load_params(space.params), space)
+    assert (ingested.accepted, ingested.items) == (60, 5)
+    for said, sentence in (
+        ({"encoding": "klingon"}, "'klingon' is no encoding of text"),
+        ({"encoding": "ascii"}, "not ascii text"),
+        ({"separator": ";"}, "line 1 holds no ';'"),
+        ({"separator": ""}, "--separator is empty"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            datasets.add(unversioned, "shop", log, **{"encoding": "cp1252", **said})
 
 
 def test_ratings_without_a_threshold_are_spoken_of(unversioned: Path, log: Path) -> None:

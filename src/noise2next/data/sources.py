@@ -5,6 +5,8 @@ Looking reads the first megabyte of text, the footer of Parquet, the header of `
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,9 @@ _PART = re.compile(r"(^|[^a-z])(u[a0-9]|train|training|valid|validation|val|test
 _KNOWN = ("u.data", "ratings.dat", "ratings.csv", "user_artists.dat", "interactions.csv")
 
 
+_FOREIGN = {"bzip2": b"BZh", "xz": b"\xfd7zXZ\x00", "zstd": b"\x28\xb5\x2f\xfd"}  # and their first bytes
+
+
 @dataclass(frozen=True)
 class Hints:
     """What a person said; None is found by looking."""
@@ -38,6 +43,8 @@ class Hints:
     rating: str | None = None
     time_unit: TimeUnit | None = None
     member: str | None = None
+    separator: str | None = None
+    encoding: str | None = None  # as Python names it
 
 
 @dataclass(frozen=True)
@@ -201,8 +208,11 @@ def _look(piece: Piece, hints: Hints) -> Source:
         raise UserError(
             f"{piece.name}: a single .npy; the format diffrec is a folder or zip of {', '.join(logs.LISTS)}"
         )
-    text = _text(piece, start)
-    kind = hints.format or _kind(piece, text)
+    packing = next((name for name, magic in _FOREIGN.items() if start.startswith(magic)), None)
+    if packing is not None and not start[:200].isascii():
+        raise UserError(f"{piece.name}: compressed with {packing}; give gzip or zip")
+    text = _text(piece, start, hints.encoding)
+    kind = hints.format or ("delimited" if hints.separator is not None else _kind(piece, text))
     if kind == "json":
         return _json(piece, text, hints)
     if kind == "sequences":
@@ -210,9 +220,11 @@ def _look(piece: Piece, hints: Hints) -> Source:
     return _delimited(piece, text, hints)
 
 
-def _text(piece: Piece, start: bytes) -> _Text:
-    encoding = _encoding(start)
-    if encoding == "utf-8":
+def _text(piece: Piece, start: bytes, said: str | None) -> _Text:
+    encoding = said or _encoding(start)
+    if said is not None and said != "utf-8":
+        decoded = _decoded(piece, start, said)
+    elif encoding == "utf-8":
         decoded = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
         _refuse_other_encoding(piece, decoded)
     else:
@@ -221,6 +233,10 @@ def _text(piece: Piece, start: bytes) -> _Text:
     if odd > 0.02 * len(decoded):
         raise UserError(
             f"{piece.name}: neither text nor Parquet; give the log as delimited text, JSON lines or Parquet"
+        )
+    if "\n" not in decoded and "\r" in decoded.strip("\r"):
+        raise UserError(
+            f"{piece.name}: its lines end with carriage returns alone; save it with line feeds (`tr '\\r' '\\n'`)"
         )
     lines = decoded.split("\n")
     if len(start) >= (1 << 20) and len(lines) > 1:
@@ -231,13 +247,30 @@ def _text(piece: Piece, start: bytes) -> _Text:
     return _Text(lines, encoding)
 
 
+def _decoded(piece: Piece, start: bytes, encoding: str) -> str:
+    """The start of a file in the encoding that was said; a letter cut off at its end is left out."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(start).removeprefix("\ufeff")
+    except UnicodeError as error:
+        raise UserError(f"{piece.name}: not {encoding} text ({error}); correct --encoding") from error
+
+
+def known_encoding(name: str) -> str:
+    """An encoding of text that Python knows. Raises UserError for any other."""
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=name)
+    except (LookupError, ValueError) as error:
+        raise UserError(f"--encoding {name!r} is no encoding of text; say utf-8, latin-1, cp1252 or utf-16") from error
+    return "utf-8" if codecs.lookup(name).name == "utf-8" else name
+
+
 def _refuse_other_encoding(piece: Piece, decoded: str) -> None:
     lines = decoded.split("\n")[:-1]
     odd = [number for number, line in enumerate(lines, 1) if "\ufffd" in line]
     if len(odd) > max(2, (1 - _LEGIBLE) * len(lines)):
         raise UserError(
-            f"{piece.name}: line {odd[0]} and {len(odd) - 1} more are neither UTF-8, UTF-16 nor Latin-1; save the file"
-            " as UTF-8"
+            f"{piece.name}: line {odd[0]} and {len(odd) - 1} more are neither UTF-8, UTF-16 nor Latin-1; say"
+            " --encoding, as cp1252, or save the file as UTF-8"
         )
 
 
@@ -275,7 +308,9 @@ def _kind(piece: Piece, text: _Text) -> Format:
 
 
 def _delimited(piece: Piece, text: _Text, hints: Hints) -> Source:
-    separator = _separator(text.lines[:2000])
+    separator = hints.separator or _separator(text.lines[:2000])
+    if hints.separator is not None and hints.separator not in text.lines[0]:
+        raise UserError(f"{piece.name}: line 1 holds no {hints.separator!r}; correct --separator")
     if separator is None:
         raise UserError(
             f"{piece.name}: line 1 has no separator that the other lines share; give delimited text with user and item"
@@ -292,7 +327,9 @@ def _delimited(piece: Piece, text: _Text, hints: Hints) -> Source:
         )
     values = {name: [record[k].strip() for record in body] for k, name in enumerate(names)}
     source = Source(piece.path, "delimited", None, separator, header, text.encoding, rows_peeked=len(body))
-    return _with_columns(piece, source, values, hints, by_content=not header)
+    found = _with_columns(piece, source, values, hints, by_content=not header)
+    _refuse_twins(piece, names, found.columns)
+    return found
 
 
 def _separator(lines: Sequence[str]) -> str | None:
@@ -348,9 +385,9 @@ def _parquet(piece: Piece, hints: Hints) -> Source:
             raise UserError(f"{piece.name}: holds no row; give the interaction log itself")
         batch = next(file.iter_batches(batch_size=_ROWS))
         values = {
-            name: logs.column_text(batch.column(name)).to_pylist()
-            for name in names
-            if logs.is_scalar(file.schema_arrow.field(name).type)
+            name: logs.column_text(batch.column(k)).to_pylist()
+            for k, name in enumerate(names)
+            if logs.is_scalar(file.schema_arrow.field(k).type)
         }
         parts = Counter[str]()
         if "split" in values:
@@ -362,6 +399,7 @@ def _parquet(piece: Piece, hints: Hints) -> Source:
         raise UserError(f"{piece.name}: the format diffurec needs a column split with train, val and test; correct it")
     kind: Format = "diffurec" if official and hints.format != "parquet" else "parquet"
     source = _with_columns(piece, Source(piece.path, kind, rows_peeked=len(batch)), values, hints)
+    _refuse_twins(piece, names, source.columns)
     if kind == "parquet":
         return source
     with logs.open_parquet(piece) as file:
@@ -377,6 +415,7 @@ def _with_columns(
 ) -> Source:
     """Fill in columns, unit of time and the first time: what was said first, then names, or contents without names."""
     said = {role: name for role in _ROLES if (name := getattr(hints, role)) is not None}
+    _refuse_shared(piece, said)
     for role, name in said.items():
         if name not in values:
             raise UserError(
@@ -410,25 +449,60 @@ def _with_columns(
     )
 
 
+def _refuse_shared(piece: Piece, said: Mapping[str, str]) -> None:
+    for column, times in Counter(said.values()).items():
+        if times > 1:
+            roles = " and ".join(f"--{role}" for role, name in said.items() if name == column)
+            raise UserError(f"{piece.name}: column {column!r} is said for {roles}; name a column for each")
+
+
+def _refuse_twins(piece: Piece, names: Sequence[str], columns: Columns) -> None:
+    """A role's column must be the only one of its name."""
+    for role, column in columns.model_dump().items():
+        if column is not None and names.count(column) > 1:
+            raise UserError(
+                f"{piece.name}: more than one column {column!r} for the {role}; rename all but one of them, or name"
+                f" another with --{role}"
+            )
+
+
 def _clock(
     piece: Piece, values: Mapping[str, guesses.Values], guessed: Sequence[str], hints: Hints
 ) -> tuple[str | None, TimeUnit | None]:
     """The column of times and its unit; a guessed column whose unit cannot be told is passed over."""
     if hints.time is not None:
-        unit = hints.time_unit or guesses.time_unit(values[hints.time])
+        unit = _unit(values[hints.time], hints)
+        example = next((value for value in values[hints.time] if value), "")
+        if unit is None and hints.time_unit is not None:
+            raise UserError(
+                f"{piece.name}: column {hints.time!r} holds {example!r}, which is no time in {hints.time_unit}; correct"
+                " --time-unit"
+            )
         if unit is None:
-            example = next((value for value in values[hints.time] if value), "")
             raise UserError(
                 f"{piece.name}: column {hints.time!r} holds {example!r}, a time of no known unit; say --time-unit"
             )
         return hints.time, unit
     for name in guessed:
-        unit = hints.time_unit or guesses.time_unit(values[name])
+        unit = _unit(values[name], hints)
         if unit is not None:
             return name, unit
+    if guessed and hints.time_unit is not None:
+        example = next((value for value in values[guessed[0]] if value), "")
+        raise UserError(
+            f"{piece.name}: column {guessed[0]!r} holds {example!r}, which is no time in {hints.time_unit}; correct"
+            " --time-unit, or name another column with --time"
+        )
     if hints.time_unit not in (None, "order"):
         raise UserError(f"{piece.name}: no column told as the time among {', '.join(values)}; name it with --time")
     return None, hints.time_unit
+
+
+def _unit(values: guesses.Values, hints: Hints) -> TimeUnit | None:
+    """The said unit where it reads any of these times, else the one that they show; None where there is none."""
+    if hints.time_unit is not None:
+        return hints.time_unit if _first_time(values, hints.time_unit) is not None else None
+    return "iso" if guesses.compact_dates(values) else guesses.time_unit(values)
 
 
 def _first_time(values: guesses.Values, unit: TimeUnit) -> str | None:

@@ -23,7 +23,7 @@ from noise2next.config import NAME, Format, Frozen, TimeUnit, load_params, yaml_
 from noise2next.data import fetch as publisher
 from noise2next.data import sample as generated
 from noise2next.data.pieces import folder_files, pieces
-from noise2next.data.sources import Hints, Source, recognise
+from noise2next.data.sources import Hints, Source, known_encoding, recognise
 from noise2next.errors import UserError
 from noise2next.workspace import Workspace, write_atomically
 
@@ -89,6 +89,8 @@ def add(
     split: str | None = None,
     k_core: int | None = None,
     member: str | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> AddReport:
     """Copy the log into data/`name`/, version data/, and write the entry `name`; a dataset of this name gets new data.
 
@@ -104,7 +106,19 @@ def add(
         raise UserError(f"--format {format!r} is none of {', '.join(get_args(Format))}")
     if time_unit is not None and time_unit not in get_args(TimeUnit):
         raise UserError(f"--time-unit {time_unit!r} is none of {', '.join(get_args(TimeUnit))}")
-    hints = Hints(cast(Format | None, format), user, item, time, rating, cast(TimeUnit | None, time_unit), member)
+    if separator == "":
+        raise UserError("--separator is empty; say one letter or more, as ';' or '\\t'")
+    hints = Hints(
+        cast(Format | None, format),
+        user,
+        item,
+        time,
+        rating,
+        cast(TimeUnit | None, time_unit),
+        member,
+        separator="\t" if separator == "\\t" else separator,  # what a shell hands on
+        encoding=None if encoding is None else known_encoding(encoding),
+    )
     source = recognise(path, hints)
     if source.format != "diffrec":  # which was read to its end already
         for piece in pieces(source.path, str(source.path), source.member):
@@ -433,7 +447,9 @@ def _notes(source: Source, positive: str | None, k_core: int, known: bool) -> li
     if source.columns.rating is not None and positive is None:
         notes.append("ratings are there and every row counts as liking; --positive 'rating >= 4' counts only high ones")
     if source.unread_time is not None:
-        notes.append(f"column {source.unread_time} is named like a time of no known unit: say --time and --time-unit")
+        notes.append(
+            f"column {source.unread_time} is named like a time and is not read: write times as ISO 8601, or as seconds"
+        )
     if source.time_unit is None:
         notes.append("the log has no time: splits and models that need one are refused, the split is drawn at random")
     if source.time_unit == "order":
