@@ -13,7 +13,7 @@ from noise2next.data import preparation
 from noise2next.data.interactions import Split
 from noise2next.errors import UserError
 from noise2next.stages import ingest, prepare
-from noise2next.workspace import Workspace, digest, read_json, verify, writing
+from noise2next.workspace import Workspace, digest, read_json, verify, write_json, writing
 
 CLOCK = {"path": "log.csv", "format": "delimited", "columns": {"time": "time", "rating": "rating"}, "time_unit": "s"}
 
@@ -45,6 +45,32 @@ def test_the_report_says_what_the_files_hold(space: Workspace) -> None:
     assert report.unlearnable["test"] == (split.test.items < 0).sum()
     assert read_json(space.prepared / "report.json") == report.model_dump(mode="json")
     assert report.leakage == []
+
+
+def held(space: Workspace, success: bool) -> None:
+    """What `validate` leaves behind."""
+    found = {"success": success, "ingested": digest(space.ingested), "breaches": ["broken"], "docs": "d", "remedy": "r"}
+    with writing(space.validation) as folder:
+        write_json(folder / "report.json", found)
+
+
+def test_a_log_that_failed_its_contract_is_not_prepared_until_it_is_another_or_passes(space: Workspace) -> None:
+    held(space, success=False)
+    with pytest.raises(UserError, match=r"failed the contract \(broken\).*noise2next validate"):
+        prepare.run(params(), space)
+    assert not space.prepared.exists()
+    log = pd.read_parquet(space.ingested / "interactions.parquet")
+    with writing(space.ingested) as folder:
+        log.iloc[1:].to_parquet(folder / "interactions.parquet", index=False)
+    prepare.run(params(), space)  # another log, not held yet
+    held(space, success=True)
+    prepare.run(params(), space)
+
+
+def test_a_damaged_log_is_named_and_not_prepared(space: Workspace) -> None:
+    (space.ingested / "interactions.parquet").write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"interactions\.parquet: its sha256"):
+        prepare.run(params(), space)
 
 
 def test_cuts_are_told_as_times_of_day(space: Workspace) -> None:

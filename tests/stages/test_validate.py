@@ -58,7 +58,9 @@ def test_a_breach_stops_with_what_where_and_remedy_after_the_report_is_written(s
     assert said.endswith("mend the log or raise max_bad_share in params.yaml")
     assert "\n" not in said
     verify(space.validation)
-    assert read_json(space.validation / "report.json")["success"] is False
+    kept = read_json(space.validation / "report.json")
+    assert kept["success"] is False
+    assert kept["ingested"] == digest(space.ingested)  # so that `prepare` knows which log it was
 
 
 def test_of_several_breaches_the_cause_is_told_and_the_others_are_counted(space):

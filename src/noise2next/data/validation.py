@@ -69,6 +69,7 @@ class ValidationReport(Frozen):
     remedy: str | None  # of the first breach
     profile: dict[str, int | float]
     docs: str = ""  # where a person finds index.html
+    ingested: str = ""  # digest of the folder of accepted rows that was held against the contract
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from noise2next.data.preparation import Prepared, prepare
 from noise2next.data.splitting import Cuts
 from noise2next.data.tables import connect
 from noise2next.errors import UserError
-from noise2next.workspace import Workspace, require, sha256, write_json, writing
+from noise2next.workspace import MANIFEST, Workspace, digest, read_json, require, sha256, verify, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,13 @@ class PrepareReport(Frozen):
 def run(params: Params, space: Workspace) -> PrepareReport:
     """Prepare `space.dataset` with the engine that params.yaml names.
 
-    Raises UserError where nothing is left after a filter, a part is empty, or the split leaks.
+    Raises UserError where the ingested log failed its contract, nothing is left after a filter, a part is empty, or the
+    split leaks.
     """
     dataset = params.dataset(space.dataset)
-    source = require(space.ingested, "ingest") / "interactions.parquet"
+    verify(require(space.ingested, "ingest"))
+    _stop_at_a_breach(space)
+    source = space.ingested / "interactions.parquet"
     with (
         writing(space.prepared) as folder,
         tempfile.TemporaryDirectory(dir=folder) as place,
@@ -69,6 +72,19 @@ def run(params: Params, space: Workspace) -> PrepareReport:
         "%s: %d rows, %d users, %d items", space.dataset, prepared.rows["after_k_core"], report.users, report.items
     )
     return report
+
+
+def _stop_at_a_breach(space: Workspace) -> None:
+    """Raise UserError where this very log was held against its contract and failed; one never held may go on."""
+    if not (space.validation / MANIFEST).is_file():
+        return
+    verify(space.validation)
+    held = read_json(space.validation / "report.json")
+    if not held["success"] and held.get("ingested") == digest(space.ingested):
+        raise UserError(
+            f"{space.dataset}: its log failed the contract ({held['breaches'][0]}), see {held['docs']}; "
+            f"{held['remedy']}, then `noise2next ingest` and `noise2next validate` it again"
+        )
 
 
 def _report(params: Params, name: str, dataset: Dataset, prepared: Prepared, folder: Path) -> PrepareReport:

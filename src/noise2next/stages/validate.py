@@ -9,7 +9,7 @@ from pathlib import Path
 from noise2next.config import Params
 from noise2next.data.validation import ValidationReport, validate
 from noise2next.errors import UserError
-from noise2next.workspace import Workspace, read_json, require, write_json, writing
+from noise2next.workspace import Workspace, digest, read_json, require, verify, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ def run(params: Params, space: Workspace) -> ValidationReport:
     Raises UserError, after they are written, where an expectation that blocks is not met.
     """
     source = require(space.ingested, "ingest")
+    verify(source)
     with (
         writing(space.validation) as folder,
         tempfile.TemporaryDirectory(dir=folder) as scratch,
@@ -31,10 +32,11 @@ def run(params: Params, space: Workspace) -> ValidationReport:
             read_json(source / "report.json"),
             Path(scratch),
         )
-        report = report.model_copy(update={"docs": (space.validation / "docs" / "index.html").as_posix()})
+        page = (space.validation / "docs" / "index.html").as_posix()
+        report = report.model_copy(update={"docs": page, "ingested": digest(source)})
         (folder / "docs").mkdir()
-        for name, page in pages.items():
-            (folder / "docs" / name).write_text(page, encoding="utf-8")
+        for name, text in pages.items():
+            (folder / "docs" / name).write_text(text, encoding="utf-8")
         write_json(folder / "report.json", report.model_dump(mode="json"))
     for sentence in report.warnings:
         log.warning("%s: %s", space.dataset, sentence)
