@@ -109,6 +109,11 @@ class Workspace:
         return self.artifacts / "packages" / version
 
     @property
+    def run_lock(self) -> Path:
+        """Held while the whole way is gone for this dataset; holds the process's number."""
+        return self.artifacts / ".run.lock"
+
+    @property
     def registration(self) -> Path:
         """report.json: the decision and why"""
         return self.artifacts / "register"
@@ -263,6 +268,24 @@ def _locked(place: Path) -> Iterator[None]:
     """One writer at a time for `place`, also across processes."""
     with (place.parent / f".{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold the file `lock`; raises UserError where another process has it, with that one's number."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{lock}: another {what} is going on (process {file.read().strip() or 'unknown'}); wait for its end"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import json
 import logging
 import os
 import socket
+import ssl
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,12 +21,14 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from noise2next.config import Params, Settings
+from noise2next.errors import UserError
 from noise2next.models.artifact import ModelCard
 from noise2next.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0  # an open curve on the screen is never older
+PROBE_SECONDS = 5.0  # mlflow itself tries again for minutes
 DIGEST_LENGTH = 36  # what MLflow's table holds of a dataset's digest
 
 
@@ -111,8 +117,31 @@ def run_page(settings: Settings, space: Workspace, run_id: str) -> str:
     return f"{server}/#/experiments/{experiment}/runs/{run_id}"
 
 
+def probe(settings: Settings, space: Workspace) -> None:
+    """Raise UserError where a tracking server is named that does not answer, be it with a refusal."""
+    uri = tracking_uri(settings, space)
+    if not uri.startswith(("http:", "https:")):
+        return
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # whom to trust is mlflow's to say
+            return
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri}: the tracking server does not answer ({reason}); start it or correct the "
+            "address, or unset the variable to use the local store"
+        ) from error
+
+
 def connect(settings: Settings, space: Workspace) -> MlflowClient:
-    """A client whose store exists; the first process to come makes it while the others wait."""
+    """A client whose store exists; the first process to come makes it while the others wait.
+
+    Raises UserError where a server is named that does not answer.
+    """
+    probe(settings, space)
     uri = tracking_uri(settings, space)
     for chatter in ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "alembic"):
         logging.getLogger(chatter).setLevel(logging.WARNING)

@@ -9,10 +9,11 @@ from noise2next.config import Frozen, Params, Settings
 from noise2next.errors import UserError
 from noise2next.evaluation.report import LeaderboardReport
 from noise2next.models.base import model_config
+from noise2next.registry import tracking
 from noise2next.stages import evaluate, ingest, leaderboard, prepare, register, train, validate
 from noise2next.stages.refused import why_refused
 from noise2next.stages.register import RegistrationReport
-from noise2next.workspace import Workspace
+from noise2next.workspace import Workspace, alone
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,20 @@ def run(
 ) -> PipelineReport:
     """Every stage for `space.dataset`; `variants` None means all that the dataset allows.
 
-    Raises UserError before anything is done when a variant is unknown, misconfigured, or named against its needs, and
-    before anything is trained when the catalogue is too large for a named one.
+    Raises UserError before anything is done when a variant is unknown, misconfigured, or named against its needs, when
+    the tracking server does not answer, and when another run of the dataset is going on; and before anything is trained
+    when the catalogue is too large for a named one.
     """
     chosen, _ = choose(params, space, variants, prepared=False)
-    log.info("%s: %s", space.dataset, ", ".join(chosen))
+    tracking.probe(settings, space)
+    with alone(space.run_lock, f"run of {space.dataset}"):
+        log.info("%s: %s", space.dataset, ", ".join(chosen))
+        return _go(params, space, settings, variants, progress)
+
+
+def _go(
+    params: Params, space: Workspace, settings: Settings, variants: Sequence[str] | None, progress: bool
+) -> PipelineReport:
     ingest.run(params, space)
     validate.run(params, space)
     prepare.run(params, space)
