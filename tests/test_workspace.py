@@ -64,6 +64,19 @@ def test_a_missing_file_is_found(tmp_path):
         verify(tmp_path / "out")
 
 
+@pytest.mark.parametrize("damage", [b"garbage", b"\xff\xfe", b"[]", b"{}"])
+def test_a_damaged_manifest_is_a_sentence_with_the_command_that_makes_it_again(tmp_path, damage):
+    place = tmp_path / "artifacts" / "shop" / "train" / "ease"
+    with writing(place) as folder:
+        fill(folder, "one")
+    (place / MANIFEST).write_bytes(damage)
+    for read in (verify, digest):
+        with pytest.raises(
+            UserError, match=r"manifest\.json: damaged.*noise2next train --dataset shop --variant ease`"
+        ):
+            read(place)
+
+
 def test_equal_content_has_an_equal_digest_and_other_content_another(tmp_path):
     for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
         with writing(tmp_path / name) as folder:

@@ -178,8 +178,13 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The document in one file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The document in one file. Raises UserError, with the command that makes it again, where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not there; {_again(path)}") from error
+    except ValueError as error:  # no JSON, or not even text
+        raise UserError(f"{path}: damaged, it is no JSON; {_again(path)}") from error
 
 
 def require(place: Path, made_by: str) -> Path:
@@ -191,26 +196,43 @@ def require(place: Path, made_by: str) -> Path:
 
 def verify(place: Path) -> dict[str, str]:
     """The manifest of an output folder after hashing each file again. Raises UserError where one differs."""
-    listed: dict[str, str] = read_json(place / MANIFEST)["files"]
+    listed = _listed(place)
     for name, recorded in listed.items():
         path = place / name
         if not path.is_file():
-            raise UserError(f"{path}: missing, though {MANIFEST} lists it; make the folder again")
+            raise UserError(f"{path}: missing, though {MANIFEST} lists it; {_again(path)}")
         if sha256(path) != recorded:
-            raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}; make the folder again")
+            raise UserError(f"{path}: its sha256 is not the one in {MANIFEST}; {_again(path)}")
     return listed
 
 
 def digest(place: Path) -> str:
     """One hash for an output folder's content, from its manifest."""
-    listed: dict[str, str] = read_json(place / MANIFEST)["files"]
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_listed(place), sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(place: Path) -> dict[str, str]:
+    document = read_json(place / MANIFEST)
+    listed = document.get("files") if isinstance(document, dict) else None
+    if not isinstance(listed, dict):
+        raise UserError(f"{place / MANIFEST}: damaged, it lists no files; {_again(place / MANIFEST)}")
+    return listed
+
+
+def _again(path: Path) -> str:
+    """How a derived file comes back: its place below artifacts/<dataset>/ names the command."""
+    match path.parts[path.parts.index("artifacts") + 1 :] if "artifacts" in path.parts else ():
+        case (dataset, ("train" | "evaluate") as stage, variant, _, *_):
+            return f"`noise2next {stage} --dataset {dataset} --variant {variant}` makes the folder again"
+        case (dataset, ("ingest" | "validate" | "prepare" | "leaderboard" | "register") as stage, _, *_):
+            return f"`noise2next {stage} --dataset {dataset}` makes the folder again"
+    return "make the folder again"
 
 
 def _write_manifest(folder: Path) -> None:

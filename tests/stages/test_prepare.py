@@ -73,6 +73,17 @@ def test_a_damaged_log_is_named_and_not_prepared(space: Workspace) -> None:
         prepare.run(params(), space)
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "users.parquet", "report.json"])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_damaged_split_is_a_sentence_with_the_command_that_makes_it_again(
+    space: Workspace, name: str, gone: bool
+) -> None:
+    prepare.run(params(), space)
+    (space.prepared / name).unlink() if gone else (space.prepared / name).write_bytes(b"garbage")
+    with pytest.raises(UserError, match=rf"{name}: .*`noise2next prepare --dataset shop` makes the folder again"):
+        Split.load(space.prepared, params().dataset("shop").split, has_clock=True)
+
+
 def test_cuts_are_told_as_times_of_day(space: Workspace) -> None:
     assert prepare.run(params(repeats="keep"), space).cuts == {
         "valid": "1970-01-01T00:04:00+00:00",

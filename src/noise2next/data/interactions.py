@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from noise2next.config import SplitConfig
 from noise2next.data.vocabulary import Vocabulary
-from noise2next.workspace import require
+from noise2next.workspace import require, verify
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Split:
     @classmethod
     def load(cls, folder: Path, config: SplitConfig, has_clock: bool, with_test: bool = True) -> Split:
         """Read what the step `prepare` wrote; without the test part, which stays empty, for who may not see it."""
-        require(folder, "prepare")
+        verify(require(folder, "prepare"))
         users, items = Vocabulary.load(folder / "users.parquet"), Vocabulary.load(folder / "items.parquet")
 
         def part(name: str) -> Interactions:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from noise2next.config import Frozen, Params
 from noise2next.data.weighting import refusal
 from noise2next.models.base import model_class
-from noise2next.workspace import MANIFEST, Workspace
+from noise2next.workspace import MANIFEST, Workspace, verify
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def why_refused(params: Params, space: Workspace, variant: str, prepared: bool =
     chosen = params.variant(variant, space.dataset)
     reason = refusal(chosen.weighting, entry.has_clock, entry.has_order)
     if reason is None and prepared and (space.prepared / MANIFEST).is_file():
+        verify(space.prepared)
         return _too_large(chosen.model, pq.read_metadata(space.prepared / "items.parquet").num_rows)
     return reason
 
