@@ -122,6 +122,7 @@ def test_everyone_gets_a_table_written_whole(shop):
         (["recommend", "-d", "shop", "--history", "nothing"], "nothing"),
         (["recommend", "-d", "shop"], "exactly one of"),
         (["recommend", "-d", "shop", "--all"], "--out"),
+        (["recommend", "-d", "shop", "--all", "--out", "/proc/x.parquet"], "/proc/"),
         (["datasets", "add", "x", "missing.csv"], "missing.csv"),
     ],
 )
@@ -132,6 +133,31 @@ def test_what_a_person_can_mend_is_one_sentence_and_exit_code_2(shop, arguments,
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "sentence"),
+    [
+        ("PermissionError(errno.EACCES, 'Permission denied', '/there')", 2, "/there: Permission denied; give"),
+        ("OSError(errno.EROFS, 'Read-only file system', '/there')", 2, "/there: Read-only file system; name"),
+        ("OSError(errno.ENOSPC, 'No space left on device')", 2, "a disk: No space left on device; make room"),
+        ("KeyboardInterrupt", 130, ""),
+        ("OSError(errno.EIO, 'a fault', '/there')", 1, "Traceback"),
+        ("FileNotFoundError('a fault without a place')", 1, "Traceback"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence_and_an_interruption_is_silent(tmp_path, raised, code, sentence):
+    code_of_it = "import errno, noise2next.cli as cli\ndef app(): raise " + raised + "\ncli.app = app; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code_of_it],
+        env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert ("Traceback" in done.stderr) == (code == 1)
 
 
 def bad_empty(path):

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 something the person can mend (one sentence on standard er
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -77,16 +78,39 @@ class PublicDataset(StrEnum):
     ml_latest_small = "ml-latest-small"
 
 
+REMEDIES = {
+    errno.EACCES: "give yourself the right to it, or name another place",
+    errno.EPERM: "give yourself the right to it, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOSPC: "make room on that disk",
+    errno.ENOENT: "make it, or name another place",
+    errno.EXDEV: "name a place on the same disk",
+    errno.ENOTDIR: "a folder is needed there; move the file away, or name another place",
+    errno.EISDIR: "a file is needed there; move the folder away, or name another place",
+}
+
+
 def main() -> None:
-    """The entry point: a UserError becomes one sentence and exit code 2."""
+    """The entry point: a UserError, and a disk that refuses, become one sentence and exit code 2."""
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0)
+        if remedy is None or (error.filename is None and error.errno != errno.ENOSPC):
+            raise
+        _refuse(f"{error.filename or 'a disk'}: {error.strerror}; {remedy}")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
