@@ -129,6 +129,18 @@ def test_the_first_model_above_the_floors_is_champion_and_its_decision_is_kept(w
     assert json.loads((world.space.registration / "report.json").read_text())["champion"] == "1"
 
 
+def test_a_copied_project_reads_its_own_packages(world: World, tmp_path: Path):
+    world.offer("ease")
+    copy = Workspace(tmp_path / "copy", "shop")
+    copy.root.mkdir()
+    shutil.copy(world.space.tracking_store, copy.tracking_store)
+    shutil.copytree(world.space.tracking_artifacts, copy.tracking_artifacts)
+    registry = versions.ModelRegistry(Settings(root=copy.root, device="cpu"), copy)
+    found = registry.fetch(registry.champion())
+    assert found.is_relative_to(copy.tracking_artifacts)
+    assert world.registry.fetch(world.registry.champion()).is_relative_to(world.space.tracking_artifacts)
+
+
 def test_the_same_weights_again_make_no_new_version(world: World):
     world.offer("ease")
     again = world.offer("ease")

@@ -118,7 +118,7 @@ class ModelRegistry:
         """The package of a version on this machine, each file hashed again. Raises UserError where one differs."""
         uri = self.client.get_model_version_download_uri(self.name, version.version)
         if urlparse(uri).scheme in ("", "file"):
-            place = Path(unquote(urlparse(uri).path))
+            place = self._here(Path(unquote(urlparse(uri).path)))
         else:
             place = self._space.package(str(version.version))
             if not (place / MANIFEST).is_file() or digest(place) != version.tags["digest"]:
@@ -174,6 +174,15 @@ class ModelRegistry:
         return self.client.create_model_version(
             self.name, logged.artifact_location, run_id, tags=dict(tags), model_id=logged.model_id
         )
+
+    def _here(self, recorded: Path) -> Path:
+        """The same artifact in this project's own store, where it is: the store's paths are of the day it was made."""
+        store = self._space.tracking_artifacts
+        if store.name not in recorded.parts:
+            return recorded
+        last = len(recorded.parts) - recorded.parts[::-1].index(store.name)
+        own = store.joinpath(*recorded.parts[last:])
+        return own if (own / MANIFEST).is_file() else recorded
 
     def _download(self, uri: str, place: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="noise2next-") as scratch:
