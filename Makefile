@@ -46,13 +46,14 @@ lint: $(VENV)/.dev  ## style, import arrows, workflows
 types: $(VENV)/.dev  ## mypy, strict
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure speed and scale again, and write benchmarks/*.md
-	@$(BIN)/python benchmarks/speed.py
+bench: $(VENV)/.dev  ## measure latency, scale and speed again, write benchmarks/*.md and the README's figures
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/scale.py
+	@$(BIN)/python benchmarks/speed.py --whole; $(BIN)/python benchmarks/readme.py
 
-results: $(VENV)/.dev  ## train the rows of docs/results again (hours on a CPU; goes on where it stopped)
+results: $(VENV)/.dev  ## train the rows of docs/results again (half an hour or more; goes on where it stopped)
 	@$(BIN)/python benchmarks/parity.py
+	@$(BIN)/python benchmarks/readme.py
 
 clean:  ## remove everything derived; data and the environment stay
 	@rm -rf artifacts mlflow.db* mlartifacts .dagster .tmp_dagster_home_*
