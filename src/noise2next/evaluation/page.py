@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from noise2next.evaluation import charts
 from noise2next.config import METRICS
+from noise2next.evaluation import charts
 from noise2next.evaluation.report import LeaderboardReport
 
 LISTS = ("coverage", "gini", "novelty", "popularity")
