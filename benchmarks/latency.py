@@ -45,7 +45,9 @@ def package(n_items: int, options: dict[str, object]) -> Package:
     split = Split(OfficialSplit(), Vocabulary(("0",)), items, one, one, one, False)
     card = ModelCard(dataset="x", variant=variant, n_items=n_items, seed=1, data_version="", fingerprint="")
     torch.manual_seed(1)
-    dataset = Dataset.model_validate({"path": "x", "format": "diffrec", "split": {"kind": "official"}})
+    dataset = Dataset.model_validate(
+        {"path": "x", "format": "diffrec", "split": {"kind": "official", "history": "train"}}
+    )
     return Package.of(Artifact(build(variant, n_items).eval(), items, card), split, dataset)
 
 
@@ -76,6 +78,9 @@ def main() -> None:
     choose_device("cpu")
     found = {name: measure(*case) for name, case in CASES.items()}
     write_json(HERE / "latency.json", {"processor": _processor(), "calls": CALLS, "milliseconds": found})
+    first = next(iter(found.values()))
+    late = "meets at p50, not at p99" if first["p50"] < LIMIT_MS else "misses"
+    verdict = "meets at p99" if first["p99"] < LIMIT_MS else late
     rows = [f"| {name} | {' | '.join(f'{value:.2f}' for value in one.values())} |" for name, one in found.items()]
     text = "\n".join(
         [
@@ -83,7 +88,9 @@ def main() -> None:
             "",
             f"Milliseconds a call over {CALLS} calls with new histories of {LENGTH} items, one thread of "
             f"{_processor()}: time on the clock, and of it the processor's own.",
-            f"Goal: below {LIMIT_MS:.0f} ms from a loaded DiffRec at the size of ML-1M. `python benchmarks/latency.py`",
+            f"Goal: below {LIMIT_MS:.0f} ms from a loaded DiffRec at the size of ML-1M, which the first row "
+            f"{verdict}. "
+            "`python benchmarks/latency.py`",
             "",
             "| DiffRec | p50 | p99 | processor p50 | processor p99 | first call |",
             "|---|---|---|---|---|---|",
