@@ -8,12 +8,12 @@ are untrained, since time does not depend on them; each history is new.
 
 from __future__ import annotations
 
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import processor
 
 from noise2next.config import Dataset, OfficialSplit, Variant
 from noise2next.data.interactions import Interactions, Split
@@ -77,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     choose_device("cpu")
     found = {name: measure(*case) for name, case in CASES.items()}
-    write_json(HERE / "latency.json", {"processor": _processor(), "calls": CALLS, "milliseconds": found})
+    write_json(HERE / "latency.json", {"processor": processor(), "calls": CALLS, "milliseconds": found})
     first = next(iter(found.values()))
     late = "meets at p50, not at p99" if first["p50"] < LIMIT_MS else "misses"
     verdict = "meets at p99" if first["p99"] < LIMIT_MS else late
@@ -87,7 +87,7 @@ def main() -> None:
             "# Recommendations for a new history",
             "",
             f"Milliseconds a call over {CALLS} calls with new histories of {LENGTH} items, one thread of "
-            f"{_processor()}: time on the clock, and of it the processor's own.",
+            f"{processor()}: time on the clock, and of it the processor's own.",
             f"Goal: below {LIMIT_MS:.0f} ms from a loaded DiffRec at the size of ML-1M, which the first row "
             f"{verdict}. "
             "`python benchmarks/latency.py`",
@@ -100,15 +100,6 @@ def main() -> None:
     )
     (HERE / "latency.md").write_text(text, encoding="utf-8")
     print(text)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

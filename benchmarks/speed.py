@@ -16,7 +16,6 @@ import gc
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ import noise2next  # noqa: F401  (before torch loads: it says how OpenMP's threa
 # isort: split
 import numpy as np
 import torch
+from machine import processor
 from plain_diffrec import PlainDiffRec, PlainNetwork, evaluate, loader, train_epoch
 
 from noise2next.config import EvaluationConfig, OfficialSplit, TrainerConfig, UniformWeights
@@ -388,12 +388,6 @@ def at_full_rate(taken: float, floor: float, core: float) -> float:
 def gb(mebibytes: float) -> float:
     """10^9 bytes."""
     return mebibytes * 2**20 / 1e9
-
-
-def processor() -> str:
-    """What the machine calls it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
