@@ -222,6 +222,8 @@ class TrainerConfig(Frozen):
     epochs: PositiveInt = 1000
     batch_size: PositiveInt = 400
     learning_rate: PositiveFloat = 1e-3
+    decay_every: PositiveInt | None = None  # epochs, after each of which the learning rate is multiplied by `decay`
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     weight_decay: NonNegativeFloat = 0.0
     evaluate_every: PositiveInt = 1  # epochs
     patience: PositiveInt = 20  # epochs without a better validation metric

@@ -108,8 +108,8 @@ def test_each_phase_moves_its_own_parameters_only(tmp_path):
             super().__init__()
             self.other = nn.Parameter(torch.zeros(1))
 
-        def trained_in(self, phase):
-            yield self.weight if phase == "first" else self.other
+        def trained_in(self, phase, learning_rate):
+            yield {"params": [self.weight if phase == "first" else self.other], "lr": learning_rate}
 
         def loss(self, batch, phase, clock):
             self.heard.append((phase, float(self.weight.detach()), float(self.other.detach())))
@@ -119,6 +119,27 @@ def test_each_phase_moves_its_own_parameters_only(tmp_path):
     learn(model, tmp_path, epochs=1, learning_rate=0.5)
     moved = [(name, round(a, 3), round(b, 3)) for name, a, b in model.heard[:3]]
     assert moved == [("first", 0, 0), ("second", 0.5, 0), ("first", 0.5, 0.5)]
+
+
+def test_the_learning_rate_falls_every_few_epochs_and_a_group_may_have_its_own(tmp_path):
+    class Slow(Counter):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Parameter(torch.zeros(1))
+            self.places = []
+
+        def trained_in(self, phase, learning_rate):
+            yield {"params": [self.weight], "lr": learning_rate}
+            yield {"params": [self.other], "lr": learning_rate / 4}
+
+        def loss(self, batch, phase, clock):
+            self.places.append((float(self.weight.detach()), float(self.other.detach())))
+            return {"pull": -(self.weight + self.other).sum()}
+
+    model = Slow()
+    learn(model, tmp_path, epochs=3, batch_size=64, learning_rate=0.5, decay_every=1, decay=0.1)
+    assert model.places[1] == pytest.approx((0.5, 0.125), rel=1e-4)
+    assert model.places[2] == pytest.approx((0.55, 0.1375), rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path):
@@ -200,7 +221,7 @@ KILLED_AGAIN_AND_AGAIN = """
             torch.rand(3)
             return {"recall@20": float(model.score(data.select(torch.arange(9))).std().sin())}
 
-        config = TrainerConfig(epochs=25, batch_size=20, patience=25, checkpoint_seconds=0.002)
+        config = TrainerConfig(epochs=80, batch_size=20, patience=80, checkpoint_seconds=0.002)
         fit(model, data, config, validate, folder / name / "checkpoint", 3, torch.device("cpu"), lambda *_: None, False)
         save_file(model.state_dict(), folder / f"{name}.safetensors")
 
@@ -223,7 +244,8 @@ KILLED_AGAIN_AND_AGAIN = """
     assert os.waitpid(child("whole"), 0)[1] == 0
     for _ in range(6):
         before, process = saved(), child("killed")
-        while saved() == before and os.waitpid(process, os.WNOHANG) == (0, 0):
+        alive = os.WEXITED | os.WNOHANG | os.WNOWAIT  # looks without taking the process away
+        while saved() == before and os.waitid(os.P_PID, process, alive) is None:
             time.sleep(0.001)
         time.sleep(moments.uniform(0.0, 0.15))
         os.kill(process, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,12 +66,24 @@ class Queries:
 
     def select(self, users: Tensor) -> Queries:
         """The histories at `users` [b], in that order."""
-        lengths = self.lengths[users]
-        indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        starts = self.indptr[users] - indptr[:-1]
-        flat = torch.arange(int(indptr[-1]), device=self.device) + torch.repeat_interleave(starts, lengths)
+        indptr, flat = ranges(self.indptr[users], self.lengths[users])
         times = None if self.times is None else self.times[flat]
         return Queries(indptr, self.items[flat], self.weights[flat], times, self.keys[users], self.n_items)
+
+    def last(self, count: int) -> Queries:
+        """The newest `count` interactions of each history."""
+        lengths = self.lengths.clamp(max=count)
+        return self._cut(self.indptr[1:] - lengths, lengths)
+
+    def before_last(self) -> tuple[Queries, Tensor]:
+        """Each history without its newest interaction, and that one's item [B]. No history may be empty."""
+        return self._cut(self.indptr[:-1], self.lengths - 1), self.items[self.indptr[1:] - 1]
+
+    def _cut(self, starts: Tensor, lengths: Tensor) -> Queries:
+        """Of each history the `lengths` [B] interactions from the flat place `starts` [B] on."""
+        indptr, flat = ranges(starts, lengths)
+        times = None if self.times is None else self.times[flat]
+        return Queries(indptr, self.items[flat], self.weights[flat], times, self.keys, self.n_items)
 
     def multi_hot(self) -> Tensor:
         """[B, I] float32: the weight of each item in a history, zero elsewhere; of repeats the largest counts."""
@@ -86,3 +99,50 @@ class Queries:
         indptr = torch.zeros(len(self) + 1, dtype=torch.int64, device=self.device)
         indptr[1:] = torch.bincount(place // self.n_items, minlength=len(self)).cumsum(0)
         return Queries(indptr, place % self.n_items, weights, None, self.keys, self.n_items)
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Every interaction that has one before it, as a training sample: what was before, and what came next.
+
+    Index ranges over the flat arrays of `train`, on its device: sample p is the range starts[p] to targets[p], both
+    included, of user users[p]. All [P] int64.
+    """
+
+    train: Queries
+    users: Tensor
+    starts: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, train: Queries, max_length: int) -> Prefixes:
+        """The samples of all histories; each reads at most the `max_length` interactions before its target."""
+        rows = train.rows()
+        place = torch.arange(len(rows), device=train.device)
+        first = train.indptr[:-1][rows]
+        targets = (place > first).nonzero().squeeze(1)
+        return cls(train, rows[targets], torch.maximum(first[targets], targets - max_length), targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, chosen: Tensor) -> Queries:
+        """The samples at `chosen` [b]: histories whose newest interaction is the target, see `Queries.before_last`."""
+        starts = self.starts[chosen]
+        indptr, flat = ranges(starts, self.targets[chosen] - starts + 1)
+        of = self.train
+        times = None if of.times is None else of.times[flat]
+        return Queries(indptr, of.items[flat], of.weights[flat], times, of.keys[self.users[chosen]], of.n_items)
+
+    def batches(self, size: int, order: torch.Generator) -> Iterator[Queries]:
+        """One epoch: every sample once in random order, the last batch may be smaller. `order` lives on the CPU."""
+        for chosen in torch.split(torch.randperm(len(self), generator=order).to(self.targets.device), size):
+            yield self.batch(chosen)
+
+
+def ranges(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat ranges laid end to end: starts [B], lengths [B] -> bounds [B+1] and the flat places [sum of lengths]."""
+    indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    total = int(indptr[-1])
+    shift = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=total)
+    return indptr, torch.arange(total, device=starts.device) + shift

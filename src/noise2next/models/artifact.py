@@ -69,8 +69,9 @@ class Artifact:
         """Verify the manifest, rebuild the model from its card, and put it on `device` in evaluation mode."""
         verify(require(place, "train"))
         card = ModelCard.model_validate(read_json(place / "config.json"))
-        model = build(card.variant, card.n_items)
-        model.load_state_dict(load_file(place / "weights.safetensors"))
+        weights = load_file(place / "weights.safetensors")
+        model = build(card.variant, card.n_items, weights)  # what a model is built from is among its buffers
+        model.load_state_dict(weights)
         model.scoring_seed = card.seed
         return cls(model.to(device).eval(), Vocabulary.load(place / "vocabulary.parquet"), card)
 

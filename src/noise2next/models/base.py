@@ -34,10 +34,13 @@ class Clock:
 class Recommender(nn.Module, ABC):
     """Scores every item for a batch of histories. What is learned is a parameter or a buffer.
 
-    `Config` names the options; a constructor takes it and the number of items, opens no file and trains nothing.
+    `Config` names the options; a constructor takes it, the number of items, and by name the tensors of `inputs`,
+    which it keeps as buffers of those names. It opens no file and trains nothing.
     """
 
     Config: ClassVar[type[ModelConfig]]
+    inputs: ClassVar[tuple[str, ...]] = ()  # besides its options: user_keys [U] int64, item_clusters [I] int64
+    reads_order: ClassVar[bool] = False  # whether the order of a history matters, so that a log must have one
     scoring_seed: int = 0  # with a query's key it decides every draw of a stochastic `score`
 
     @abstractmethod
@@ -48,6 +51,11 @@ class Recommender(nn.Module, ABC):
     def bytes_needed(cls, n_items: int) -> int:
         """Memory that learning takes where it grows faster than the items do; 0 where it does not."""
         return 0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `score` draws: another `scoring_seed` then gives other scores."""
+        return False
 
     def begin_scoring(self) -> None:
         """Called once before a run of `score` calls on fixed weights: the place to precompute. Default: nothing."""
@@ -66,6 +74,10 @@ class Trainable(Recommender):
 
     phases: ClassVar[tuple[str, ...]] = ("train",)
 
+    def samples(self, train: Queries) -> int:
+        """How many rows the batches of one epoch have in all."""
+        return len(train)
+
     def batches(self, train: Queries, size: int, order: torch.Generator) -> Iterator[Queries]:
         """One epoch: every user once in random order, the last batch may be smaller. `order` lives on the CPU."""
         users = torch.randperm(len(train), generator=order).to(train.device)
@@ -76,9 +88,9 @@ class Trainable(Recommender):
     def loss(self, batch: Queries, phase: str, clock: Clock) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; the loop minimises their sum."""
 
-    def trained_in(self, phase: str) -> Iterator[nn.Parameter]:
-        """The parameters that `phase` moves."""
-        yield from self.parameters()
+    def trained_in(self, phase: str, learning_rate: float) -> Iterator[dict[str, Any]]:
+        """The parameters that `phase` moves, as an optimiser's groups: `params`, and the `lr` that each starts with."""
+        yield {"params": list(self.parameters()), "lr": learning_rate}
 
 
 def model_class(address: str) -> type[Recommender]:
@@ -102,6 +114,11 @@ def model_config(address: str, options: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"params.yaml: {address}: {faults}") from error
 
 
-def build(variant: Variant, n_items: int) -> Recommender:
-    """A fresh model for `variant` over `n_items` items. Initial weights come from torch's global generator."""
-    return model_class(variant.model)(model_config(variant.model, variant.options), n_items)  # type: ignore[call-arg]
+def build(variant: Variant, n_items: int, inputs: Mapping[str, Tensor] | None = None) -> Recommender:
+    """A fresh model for `variant` over `n_items` items. Initial weights come from torch's global generator.
+
+    `inputs` holds at least what the model's class lists under this name; the rest is left alone.
+    """
+    kind = model_class(variant.model)
+    given = {name: (inputs or {})[name] for name in kind.inputs}
+    return kind(model_config(variant.model, variant.options), n_items, **given)  # type: ignore[call-arg]

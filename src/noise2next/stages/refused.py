@@ -37,6 +37,8 @@ def why_refused(params: Params, space: Workspace, variant: str, prepared: bool =
     entry = params.dataset(space.dataset)
     chosen = params.variant(variant, space.dataset)
     reason = refusal(chosen.weighting, entry.has_clock, entry.has_order)
+    if reason is None and model_class(chosen.model).reads_order and not entry.has_order:
+        reason = "it reads histories in their order, and this log has no time column"
     if reason is None and prepared and (space.prepared / MANIFEST).is_file():
         verify(space.prepared)
         return _too_large(chosen.model, pq.read_metadata(space.prepared / "items.parquet").num_rows)

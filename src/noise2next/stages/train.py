@@ -75,7 +75,7 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
     train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
     evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device)
     seed_everything(params.seed)
-    model = build(chosen, split.n_items).to(device)
+    model = build(chosen, split.n_items, _inputs(train)).to(device)
     with training_run(settings, space, card, params) as tracked:
         fitted = fit(
             model,
@@ -105,6 +105,11 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
     shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
     log.info("%s: %s trained in %.1f s, validation %s", space.dataset, variant, report.seconds, _shown(report, trainer))
     return report
+
+
+def _inputs(train: Queries) -> dict[str, Tensor]:
+    """What models may be built from besides their options."""
+    return {"user_keys": train.keys}
 
 
 def _card(

@@ -59,9 +59,12 @@ class Trainer:
         self.dtype = matmul_dtype(config.precision, self.device)
         self.optimisers = {
             phase: torch.optim.AdamW(
-                model.trained_in(phase), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+                model.trained_in(phase, config.learning_rate), weight_decay=config.weight_decay, fused=True
             )
             for phase in model.phases
+        }
+        self.first_rates = {
+            phase: [group["lr"] for group in one.param_groups] for phase, one in self.optimisers.items()
         }
         self.best_weights: dict[str, Tensor] = {}
         self.at = Progress(identity=identity)
@@ -96,7 +99,9 @@ class Trainer:
     def _epoch(self, bar: Bar | None) -> EpochRecord:
         self._began = time.monotonic() - self.at.epoch_seconds
         self.model.train()
-        task = None if bar is None else bar.add_task(f"epoch {self.at.epoch + 1}", total=len(self.train))
+        self._set_rates()
+        total = self.model.samples(self.train)
+        task = None if bar is None else bar.add_task(f"epoch {self.at.epoch + 1}", total=total)
         for batch in self._remaining_batches():
             self._step(batch)
             if bar is not None and task is not None:
@@ -107,6 +112,13 @@ class Trainer:
             bar.update(task, description=f"{record.told(self.config.metric)}, best epoch {self.at.best_epoch}")
         self._save_if_due()
         return record
+
+    def _set_rates(self) -> None:
+        """The learning rates of this epoch: the first ones, times `decay` once every `decay_every` epochs."""
+        times = 0 if self.config.decay_every is None else self.at.epoch // self.config.decay_every
+        for phase, optimiser in self.optimisers.items():
+            for group, first in zip(optimiser.param_groups, self.first_rates[phase], strict=True):
+                group["lr"] = first * self.config.decay**times
 
     def _remaining_batches(self) -> Iterator[Queries]:
         """The epoch's batches without those that are done; passing over those leaves the generators as they are."""
