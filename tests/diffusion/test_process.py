@@ -192,6 +192,29 @@ def test_values_of_any_shape_pass_through_the_process(pinned):
     np.testing.assert_allclose(noised[1], x0[1] * float(pinned.signal[4]), rtol=1e-6)
 
 
-def test_one_step_is_no_process():
-    with pytest.raises(ValueError, match="at least 2 steps"):
-        GaussianDiffusion(torch.tensor([0.1]))
+def test_no_step_is_no_process():
+    with pytest.raises(ValueError, match="at least one step"):
+        GaussianDiffusion(torch.empty(0))
+
+
+def test_a_process_seen_at_some_steps_has_the_same_marginals_there():
+    whole = GaussianDiffusion(betas("cosine", 12, 0.1, 0.001, 0.02))
+    for count in (1, 2, 5, 12):
+        some, steps = whole.respaced(count)
+        assert steps[-1] == 11
+        assert len(steps.unique()) == count
+        torch.testing.assert_close(some.signal, whole.signal[steps], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(some.noise, whole.noise[steps], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(whole.respaced(12)[0].to_clean, whole.to_clean, rtol=1e-9, atol=1e-12)
+
+
+def test_the_wide_reverse_step_has_the_forward_variance_and_none_at_the_end():
+    process = GaussianDiffusion(betas("linear", 5, 0.1, 0.001, 0.02))
+    x0, x_t, noise = (
+        torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(3)
+    )
+    t = torch.arange(5)
+    spread = process.posterior_sample_wide(x0, x_t, t, noise) - process.posterior_mean(x0, x_t, t)
+    expected = process.betas.sqrt()[:, None] * noise
+    expected[0] = 0
+    torch.testing.assert_close(spread, expected, rtol=1e-12, atol=1e-12)
