@@ -210,7 +210,8 @@ class Package:
         if exclude_seen:
             seen = (queries.rows(), queries.items)
             scores = scores.index_put(seen, scores.new_tensor(-torch.inf))
-        return top_k(scores, k)
+        best, items = top_k(scores, k)
+        return best.float(), items
 
     def _answers(self, queries: Queries, k: int, exclude_seen: bool, unknown: list[list[str]]) -> list[Answer]:
         if not len(queries):
