@@ -101,10 +101,12 @@ class RecommenderLaws:
 
     def train(self, split: Split, folder: Any, seed: int = 3) -> Recommender:
         torch.manual_seed(seed)
-        model = build(Variant(name="laws", model=self.model, options=self.options), split.n_items)
+        train = queries_of(split)
+        variant = Variant(name="laws", model=self.model, options=self.options)
+        model = build(variant, split.n_items, {"user_keys": train.keys})
         fit(
             model,
-            queries_of(split),
+            train,
             self.trainer,
             validate=lambda one: judge(one, split, UniformWeights(), ["valid"], EVALUATION, "cpu")["valid"].means(),
             checkpoint=folder / "checkpoint",
