@@ -40,6 +40,7 @@ app.add_typer(datasets, name="datasets")
 
 DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="A dataset's name in params.yaml.")]
 VariantName = Annotated[str, typer.Option("--variant", "-v", help="A variant's name in params.yaml.")]
+NotTheChampion = Annotated[str | None, typer.Option("--variant", "-v", help="A trained variant, not the champion.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of params.yaml, as trainer.epochs=5.")
 ]
@@ -241,7 +242,10 @@ def recommend(
     everyone: Annotated[bool, typer.Option("--all", help="Every user, into the file --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="The Parquet file for --all.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
-    variant: Annotated[str | None, typer.Option("--variant", "-v", help="A trained variant, not the champion.")] = None,
+    variant: NotTheChampion = None,
+    draws: Annotated[
+        int | None, typer.Option(min=2, help="Order by the share of so many draws that list an item; not with --all.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
@@ -250,15 +254,17 @@ def recommend(
         raise UserError("recommend: give exactly one of --user ID, --history ID,ID,... and --all")
     if everyone != (out is not None):
         raise UserError("recommend: --all and --out FILE.parquet go together")
+    if everyone and draws is not None:
+        raise UserError("recommend: --draws looks at one list; take it with --user or --history, or leave it out")
     from noise2next.stages import recommend as stage
 
     params, space, settings = _open(dataset, overrides)
     report: Frozen
     if user is not None:
-        report = stage.for_user(params, space, settings, user, k, variant)
+        report = stage.for_user(params, space, settings, user, k, variant, draws)
     elif history is not None:
         items = [item.strip() for item in history.split(",") if item.strip()]
-        report = stage.for_history(params, space, settings, items, k, variant)
+        report = stage.for_history(params, space, settings, items, k, variant, draws)
     else:
         assert out is not None
         report = stage.for_all(params, space, settings, out, k, variant)

@@ -144,6 +144,18 @@ class Columns(Frozen):
     rating: str | None = None
 
 
+class ItemNames(Frozen):
+    """Delimited text that names the items, for people to read; a file without header has columns named 1, 2, 3 ..."""
+
+    path: str | None = None  # below `data/`, apart from the log's folder; None: inside the log's own zip
+    member: str | None = None  # the file inside a zip
+    separator: Annotated[str, Field(min_length=1)] = ","
+    header: bool = True
+    encoding: str = "utf-8"
+    item: str = "item_id"
+    name: str = "name"
+
+
 Format = Literal["delimited", "json", "parquet", "sequences", "diffrec", "diffurec"]
 TimeUnit = Literal["s", "ms", "us", "iso", "order"]  # `order`: a place in time without a clock
 
@@ -172,6 +184,7 @@ class Dataset(Frozen):
     k_core: Annotated[int, Field(ge=1)] = 1
     split: SplitConfig = GlobalTime()
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    names: ItemNames | None = None  # what people call the items
     presets: Mapping[str, Preset] = {}
 
     @property
@@ -184,8 +197,9 @@ class Dataset(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
-            raise ValueError(f"path {self.path!r} must lie below data/")
+        for path in (self.path, *([self.names.path] if self.names and self.names.path else [])):
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"path {path!r} must lie below data/")
         if self.positive is not None:
             parse_threshold(self.positive)
             if self.columns.rating is None:
@@ -239,6 +253,8 @@ class EvaluationConfig(Frozen):
     bootstrap_samples: PositiveInt = 1000
     confidence: Share = 0.95
     memory_mb: PositiveInt = 512  # bound on the score blocks of a streaming top-k
+    draws: Annotated[int, Field(ge=2)] = 10  # of a stochastic model's lists
+    draw_users: PositiveInt = 1000  # at most so many users are looked at draw by draw
 
 
 class Variant(Frozen):

@@ -104,6 +104,7 @@ def _row(entry: Entry, versus_best: Interval | None) -> LeaderboardRow:
         lists=evaluation.lists["test"],
         versus_best=versus_best,
         bands=evaluation.bands,
+        draws=evaluation.draws,
         parameters=evaluation.parameters,
         seconds_training=training.seconds,
         seconds_evaluation=evaluation.seconds,

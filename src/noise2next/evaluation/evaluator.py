@@ -44,6 +44,22 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The judged users [M] of one part: what a model is asked with, what their lists leave out, what they took."""
+
+    users: NDArray[np.int64]
+    queries: Queries
+    seen: Queries | None
+    truth: Truth
+
+    def select(self, places: NDArray[np.int64]) -> Asked:
+        """Those at `places` [m], in that order."""
+        chosen = torch.from_numpy(places).to(self.queries.device)
+        seen = None if self.seen is None else self.seen.select(chosen)
+        return Asked(self.users[places], self.queries.select(chosen), seen, self.truth)
+
+
+@dataclass(frozen=True)
 class _Pass:
     """Parts that read the same history, so that one pass of scores serves them all."""
 
@@ -81,6 +97,11 @@ class Evaluator:
             return {part: judgement for each in self._passes for part, judgement in self._judge(model, each).items()}
         finally:
             model.train(mode)
+
+    def asked(self, part: Part) -> Asked:
+        """The users whom `judge` judges on `part`."""
+        each = next(one for one in self._passes if part in one.rows)
+        return Asked(each.users, each.queries, each.seen[part], self._truth[part]).select(each.rows[part])
 
     def _prepare(self, split: Split, weighting: Weighting, parts: list[Part], device: torch.device | str) -> _Pass:
         known = split.known(parts[0])

@@ -40,17 +40,25 @@ class Recommender(nn.Module, ABC):
 
     Config: ClassVar[type[ModelConfig]]
     inputs: ClassVar[tuple[str, ...]] = ()  # besides its options: user_keys [U] int64, item_clusters [I] int64
-    reads_order: ClassVar[bool] = False  # whether the order of a history matters, so that a log must have one
+    reads_order: ClassVar[bool] = False  # whether the order of a history matters, whatever the options
     scoring_seed: int = 0  # with a query's key it decides every draw of a stochastic `score`
 
     @abstractmethod
     def score(self, queries: Queries) -> Tensor:
-        """[B, I] float32, higher is better. Seen items are not masked here."""
+        """[B, I] float32, or float64 where float32 would tie what is not equal; higher is better.
+
+        Seen items are not masked here.
+        """
 
     @classmethod
     def bytes_needed(cls, n_items: int) -> int:
         """Memory that learning takes where it grows faster than the items do; 0 where it does not."""
         return 0
+
+    @classmethod
+    def needs_order(cls, config: ModelConfig) -> bool:
+        """Whether the order of a history matters under these options, so that a log must have one."""
+        return cls.reads_order
 
     @property
     def stochastic(self) -> bool:

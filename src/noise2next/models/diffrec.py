@@ -28,7 +28,7 @@ class DiffRec(Trainable):
     """Noise a user's row a little, learn to restore it, and read the restored row as scores."""
 
     class Config(ModelConfig):
-        steps: Annotated[int, Field(ge=2)] = 5  # T
+        steps: PositiveInt = 5  # T
         hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1000,)  # widths inside out, see Denoiser
         schedule: Schedule = "linear-var"
         noise_scale: NonNegativeFloat = 0.1  # 0: no noise at all, a plain autoencoder applied T times
@@ -36,7 +36,7 @@ class DiffRec(Trainable):
         noise_max: PositiveFloat = 0.02
         first_beta: PositiveFloat | None = 1e-5  # the authors pin the first step; None: as scheduled
         parameterisation: Parameterisation = "x0"
-        step_embedding_size: PositiveInt = 10
+        step_embedding_size: NonNegativeInt = 10  # 0: the network is not told the step
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of the noised input
         normalise: bool = False  # each noised row to length 1
         importance_sampling: bool = True  # train more often on the steps that cost most

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from noise2next.nn.sparse import SparseRows
+
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 1 << 20, 1 << 26  # in one block: what a core's cache holds, what fills a GPU
 _FEWEST_ROWS = 64  # in one block: with fewer, matrix products are slow
 
@@ -105,3 +107,37 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
             for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return for_hidden, for_table, None, for_bias, None
+
+
+def multinomial_nll(logits: Tensor, target: SparseRows) -> Tensor:
+    """-sum_i x_i log softmax(logits)_i, its mean over rows: logits [B, I], target x [B, I] -> a number, in float32.
+
+    The negative log-likelihood of a row's items as draws from one multinomial (Liang et al., WWW 2018, equation 2). The
+    target stays sparse, and the gradient is made in one pass over the logits.
+    """
+    loss: Tensor = _MultinomialNLL.apply(logits.float(), target)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _MultinomialNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: SparseRows) -> Tensor:
+        log_shares = logits.log_softmax(dim=1)
+        places = target.rows() * target.width + target.columns
+        ctx.save_for_backward(log_shares, places, target.values, target.sums())
+        return -(target.values * log_shares.view(-1)[places]).sum() / len(logits)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        log_shares, places, values, sums = ctx.saved_tensors
+        gradient = gradient / len(log_shares)
+        of_logits = log_shares.exp().mul_((gradient * sums)[:, None])
+        of_logits.view(-1)[places] -= gradient * values  # no place comes twice
+        return of_logits, None
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), summed over the latent, its mean over rows: two [B, Z] -> a number."""
+    terms = mean.square() + log_variance.exp() - log_variance - 1
+    return terms.sum(dim=1).mean() / 2

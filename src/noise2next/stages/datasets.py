@@ -22,6 +22,7 @@ from ruamel.yaml.tokens import CommentToken
 from noise2next.config import NAME, Format, Frozen, TimeUnit, load_params, yaml_round_trip
 from noise2next.data import fetch as publisher
 from noise2next.data import sample as generated
+from noise2next.data.names import published
 from noise2next.data.pieces import folder_files, pieces
 from noise2next.data.sources import Hints, Source, known_encoding, recognise
 from noise2next.errors import UserError
@@ -33,7 +34,7 @@ SAMPLE = "sample"
 _SAMPLE_PATH = "sample/interactions.csv"
 _SCRATCH = ".add-"  # begins the name of the folder in data/ where a log is copied before it takes its place
 _NAMED = 5  # files that a refusal spells out
-_FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit")
+_FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit", "names")
 
 
 class AddReport(Frozen):
@@ -48,6 +49,7 @@ class AddReport(Frozen):
     header: bool | None
     encoding: str | None
     columns: dict[str, str]
+    names: str | None  # the file beside the log that names the items
     other_columns: list[str]
     time_unit: str | None
     first_time: str | None
@@ -335,6 +337,8 @@ def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[s
         _append(datasets, name, CommentedMap())
     entry = datasets[name]
     found = _found(name, source)
+    if "path" in entry.get("names", {}):
+        found["names"] = entry["names"]  # a table of the person's own, which no new log replaces
     for key in _FOUND:
         if found.get(key) is not None:
             entry[key] = found[key]
@@ -351,6 +355,7 @@ def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[s
 def _found(name: str, source: Source) -> dict[str, Any]:
     delimited = source.format == "delimited"
     columns = {role: column for role, column in source.columns.model_dump().items() if column is not None}
+    names = published(source.path, source.member)
     return {
         "path": name if source.path.is_dir() else f"{name}/{source.path.name}",
         "member": source.member,
@@ -360,6 +365,7 @@ def _found(name: str, source: Source) -> dict[str, Any]:
         "encoding": source.encoding if source.encoding != "utf-8" else None,
         "columns": _flow(columns) if source.format not in ("diffrec", "sequences") else None,
         "time_unit": source.time_unit,
+        "names": None if names is None else _flow(names.model_dump(exclude_defaults=True)),
     }
 
 
@@ -426,6 +432,7 @@ def _report(space: Workspace, source: Source, known: bool) -> AddReport:
         header=source.header if source.format == "delimited" else None,
         encoding=source.encoding if text else None,
         columns=columns if source.names else {},
+        names=None if dataset.names is None else dataset.names.path or dataset.names.member,
         other_columns=[name for name in source.names if name not in columns.values()],
         time_unit=source.time_unit,
         first_time=source.first_time,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from noise2next.config import Frozen, Params
+from noise2next.config import Frozen, Params, Variant
 from noise2next.data.weighting import refusal
-from noise2next.models.base import model_class
+from noise2next.models.base import model_class, model_config
 from noise2next.workspace import MANIFEST, Workspace, verify
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,16 @@ def why_refused(params: Params, space: Workspace, variant: str, prepared: bool =
     entry = params.dataset(space.dataset)
     chosen = params.variant(variant, space.dataset)
     reason = refusal(chosen.weighting, entry.has_clock, entry.has_order)
-    if reason is None and model_class(chosen.model).reads_order and not entry.has_order:
+    if reason is None and not entry.has_order and _needs_order(chosen):
         reason = "it reads histories in their order, and this log has no time column"
     if reason is None and prepared and (space.prepared / MANIFEST).is_file():
         verify(space.prepared)
         return _too_large(chosen.model, pq.read_metadata(space.prepared / "items.parquet").num_rows)
     return reason
+
+
+def _needs_order(variant: Variant) -> bool:
+    return model_class(variant.model).needs_order(model_config(variant.model, variant.options))
 
 
 def _too_large(model: str, n_items: int) -> str | None:
