@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from tests.models.laws import RecommenderLaws
+from tests.models.laws import SequenceLaws
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
@@ -282,18 +282,23 @@ def test_the_chain_of_a_perfect_estimate_ends_in_it(monkeypatch: pytest.MonkeyPa
         assert float(state.std()) == pytest.approx(float(made.process.noise[step]), abs=0.06)
 
 
-class TestDNR(RecommenderLaws):
+SMALL = {"embedding_size": 32, "max_length": 8, "blocks": 1, "heads": 1, "seeds": 2}
+
+
+class TestDNR(SequenceLaws):
     model = "noise2next.models.dnr.DNR"
-    options: ClassVar = {
-        "embedding_size": 16,
-        "max_length": 10,
-        "blocks": 1,
-        "steps": 20,
-        "seeds": 3,
-        "ce_on": "pred",
-        "mse_weight": 0.1,
-    }
-    trainer = TrainerConfig(epochs=20, batch_size=64, patience=60, metric="recall@10", learning_rate=0.01)
+    options: ClassVar = {**SMALL, "steps": 20}
+    trainer = TrainerConfig(
+        epochs=36, batch_size=64, evaluate_every=4, patience=36, metric="recall@1", learning_rate=0.01
+    )
+
+
+class TestDNRWithItemsToldFromTheEstimate(SequenceLaws):
+    model = "noise2next.models.dnr.DNR"
+    options: ClassVar = {**SMALL, "steps": 5, "schedule": "cosine", "ce_on": "pred", "mse_weight": 0.3}
+    trainer = TrainerConfig(
+        epochs=28, batch_size=64, evaluate_every=4, patience=28, metric="recall@1", learning_rate=0.01
+    )
 
 
 @pytest.mark.parametrize(

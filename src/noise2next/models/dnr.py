@@ -47,10 +47,10 @@ class DNR(Trainable):
         steps: Annotated[int, Field(ge=2)] = 200  # M
         schedule: EmbeddingSchedule = "truncated-linear"
         added_variance: NonNegativeFloat | None = None  # s^2, of the step from an item to h^0; None: the first beta
-        mse_weight: NonNegativeFloat = 1.0  # of the squared error, which is summed over D
-        ce_on: Literal["clean", "pred"] = (
-            "clean"  # the item is told from h^0, as the bound has it, or from its estimate
+        mse_weight: NonNegativeFloat = (
+            1.0  # of the squared error, summed over D; with `pred` 1 draws all items together
         )
+        ce_on: Literal["clean", "pred"] = "clean"  # what tells the item: h^0, as the bound has it, or its estimate
         prior_weight: NonNegativeFloat = 0.0  # of the norm that is left of h^0 after M steps; 1 in the bound
         tie: bool = False  # items are told by E itself instead of a softmax layer of their own
         seeds: PositiveInt = 10  # S, draws of noise that a list is the mean of
@@ -82,8 +82,8 @@ class DNR(Trainable):
         self.classes = None if config.tie else nn.Parameter(torch.empty(n_items, size))
         self.bias = nn.Parameter(torch.zeros(n_items))
         for table in (self.items.weight, self.positions.weight, *([] if self.classes is None else [self.classes])):
-            nn.init.normal_(table, std=size**-0.5)
-        nn.init.constant_(self.norm.weight, size**-0.5)  # so that an estimate begins as long as an item's vector
+            nn.init.normal_(table, std=size**-0.25)  # N(0, 1 / sqrt(D)), the second a variance as all that stand there
+        nn.init.constant_(self.norm.weight, size**-0.25)  # so that an estimate begins as long as an item's vector
 
     # --- training -----------------------------------------------------------------------------------------------------
 
