@@ -1,15 +1,19 @@
 """The one loop: early stopping, best weights, checkpoints, and the same bytes after a kill."""
 
+import importlib
+import json
 import logging
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from noise2next import models
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
 from noise2next.errors import UserError
@@ -193,20 +197,32 @@ def test_a_line_of_the_log_comes_with_each_epoch(tmp_path, caplog):
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
+TRAINED = {  # every trainable model, small
+    "diffrec.DiffRec": {"steps": 3, "hidden": [8, 16]},
+    "l_diffrec.LDiffRec": {"steps": 3, "hidden": [8], "encoder": [8], "clusters": 2},
+    "mult_vae.MultVAE": {"hidden": [16], "latent_size": 8},
+    "mult_dae.MultDAE": {},
+    "light_gcn.LightGCN": {"embedding_size": 8, "layers": 2},
+    "sas_rec.SASRec": {"size": 8, "blocks": 1, "max_length": 5},
+    "gru4rec.GRU4Rec": {"size": 8, "hidden": 8, "max_length": 5},
+    "diffurec.DiffuRec": {"size": 8, "blocks": 1, "heads": 2, "steps": 4, "max_length": 5},
+}
+KILLS = 3  # of each, at random moments; a run may end before the last of them
+
 KILLED_AGAIN_AND_AGAIN = """
-    import logging, os, random, signal, sys, time
+    import json, logging, os, random, signal, sys, time
     from pathlib import Path
     import torch
     from safetensors.torch import save_file
-    from noise2next.config import TrainerConfig
+    from noise2next.config import TrainerConfig, Variant
     from noise2next.data.queries import Queries
-    from noise2next.models.diffrec import DiffRec
+    from noise2next.models.base import build
     from noise2next.training.fit import fit
     from noise2next.training.seeding import seed_everything
 
-    folder = Path(sys.argv[1])
+    folder, models, kills = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 
-    def train(name):
+    def train(address, options, name):
         torch.set_num_threads(1)
         logging.basicConfig(level=logging.INFO, filename=folder / f"{name}.log")
         users, items, length = 96, 40, 6
@@ -215,53 +231,78 @@ KILLED_AGAIN_AND_AGAIN = """
         indptr = torch.arange(0, users * length + 1, length)
         data = Queries(indptr, chosen, torch.ones(users * length), None, torch.arange(users), items)
         seed_everything(3)
-        model = DiffRec(DiffRec.Config(steps=3, hidden=(8, 16)), items)
+        inputs = {"user_keys": data.keys, "item_clusters": torch.arange(items) % 2}
+        model = build(Variant(model=f"noise2next.models.{address}", options=options), items, inputs)
 
         def validate(model):  # rises and falls, and draws numbers of its own
             torch.rand(3)
-            return {"recall@20": float(model.score(data.select(torch.arange(9))).std().sin())}
+            model.begin_scoring()
+            with torch.no_grad():
+                return {"recall@20": float(model.score(data.select(torch.arange(9))).std().sin())}
 
-        config = TrainerConfig(epochs=80, batch_size=20, patience=80, checkpoint_seconds=0.002)
+        config = TrainerConfig(epochs=10, batch_size=20, patience=10, checkpoint_seconds=0.002)
         fit(model, data, config, validate, folder / name / "checkpoint", 3, torch.device("cpu"), lambda *_: None, False)
         save_file(model.state_dict(), folder / f"{name}.safetensors")
 
-    def child(name):
+    def child(*what):
         process = os.fork()
         if process == 0:
             code = 1
             try:
-                train(name)
+                train(*what)
                 code = 0
             finally:
                 os._exit(code)
         return process
 
-    def saved():  # changes with every checkpoint
-        return {path.stat().st_ino for path in (folder / "killed" / "checkpoint").glob("?/manifest.json")}
+    def saved(name):  # changes with every checkpoint
+        return {path.stat().st_ino for path in (folder / name / "checkpoint").glob("?/manifest.json")}
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # what it imports late, imported once for all children
-    moments, kills = random.Random(int(sys.argv[2])), 0
-    assert os.waitpid(child("whole"), 0)[1] == 0
-    for _ in range(6):
-        before, process = saved(), child("killed")
-        alive = os.WEXITED | os.WNOHANG | os.WNOWAIT  # looks without taking the process away
-        while saved() == before and os.waitid(os.P_PID, process, alive) is None:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.15))
-        os.kill(process, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(process, 0)[1])
-    assert os.waitpid(child("killed"), 0)[1] == 0
-    print(kills)
+    moments, look = random.Random(5), os.WEXITED | os.WNOHANG | os.WNOWAIT
+    for address, options in models.items():
+        whole, name, done = f"{address}-whole", f"{address}-killed", 0
+        assert os.waitpid(child(address, options, whole), 0)[1] == 0
+        for _ in range(kills):
+            before, process = saved(name), child(address, options, name)
+            while saved(name) == before and os.waitid(os.P_PID, process, look) is None:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0.0, 0.05))
+            os.kill(process, signal.SIGKILL)
+            done += os.WIFSIGNALED(os.waitpid(process, 0)[1])
+        assert os.waitpid(child(address, options, name), 0)[1] == 0
+        print(done)
 """
 
 
-def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
-    program = [sys.executable, "-c", textwrap.dedent(KILLED_AGAIN_AND_AGAIN), str(tmp_path), "5"]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with the weights and the log of each model, trained whole and killed; and how often it was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    program = [sys.executable, "-c", textwrap.dedent(KILLED_AGAIN_AND_AGAIN)]
+    told = [str(folder), json.dumps(TRAINED), str(KILLS)]
+    done = subprocess.run([*program, *told], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 3
-    assert "resumed after epoch" in (tmp_path / "killed.log").read_text()
-    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    return folder, dict(zip(TRAINED, map(int, done.stdout.split()), strict=True))
+
+
+@pytest.mark.parametrize("address", TRAINED)
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(killed, address):
+    folder, times = killed
+    assert times[address] >= 1
+    assert "resumed after epoch" in (folder / f"{address}-killed.log").read_text()
+    whole = (folder / f"{address}-whole.safetensors").read_bytes()
+    assert (folder / f"{address}-killed.safetensors").read_bytes() == whole
+
+
+def test_every_trainable_model_is_killed_here():
+    found = set()
+    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+        module = importlib.import_module(f"noise2next.models.{path.stem}")
+        for name, one in vars(module).items():
+            if isinstance(one, type) and issubclass(one, Trainable) and one.__module__ == module.__name__:
+                found.add(f"{path.stem}.{name}")
+    assert found - {"base.Trainable"} == set(TRAINED)
 
 
 class Stop(Exception):
