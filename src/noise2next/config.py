@@ -132,6 +132,12 @@ class ExponentialWeights(Frozen):
 Weighting = Annotated[UniformWeights | LinearWeights | ExponentialWeights, Field(discriminator="kind")]
 
 
+class Noise(Frozen):
+    """False positives at random in what a model reads, never in what it is judged on: `share` of a user's real ones."""
+
+    share: Annotated[float, Field(gt=0, le=10)]
+
+
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +172,7 @@ class Preset(Frozen):
     options: Mapping[str, Any] = {}
     trainer: Mapping[str, Any] = {}
     weighting: Weighting | None = None
+    noise: Noise | None = None
 
 
 class Dataset(Frozen):
@@ -263,6 +270,7 @@ class Variant(Frozen):
     name: str = ""
     model: str  # noise2next.models.diffrec.DiffRec
     weighting: Weighting = UniformWeights()
+    noise: Noise | None = None
     options: Mapping[str, Any] = {}
     trainer: Mapping[str, Any] = {}
 
@@ -327,6 +335,7 @@ class Params(Frozen):
             name=name,
             model=variant.model,
             weighting=preset.weighting or variant.weighting,
+            noise=preset.noise or variant.noise,
             options={**variant.options, **preset.options},
             trainer={**variant.trainer, **preset.trainer},
         )

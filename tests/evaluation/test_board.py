@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from noise2next.config import EvaluationConfig, UniformWeights
+from noise2next.config import EvaluationConfig, Noise, UniformWeights
 from noise2next.errors import UserError
 from noise2next.evaluation.board import Entry, compare
 from noise2next.evaluation.charts import Scale, duration
@@ -116,6 +116,14 @@ def test_a_lead_that_may_be_chance_says_so() -> None:
 def test_what_cannot_be_compared_is_never_mixed(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="entries differ"):
         board(entry("one", 0, 0.1), entry("two", 0, 0.1, **changes))
+
+
+def test_a_row_with_noise_says_so() -> None:
+    found = board(entry("plain", 0.1, 0.9), entry("noised", 0.0, 0.5, noise=Noise(share=0.3)))
+    (said,) = (note for note in found.notes if "false positives" in note)
+    assert said.startswith("noised reads false positives at random, 30% of a user's real interactions")
+    assert said.replace("'", "&#39;") in render(found)
+    assert "noise: 0.3" in render(found)
 
 
 def test_a_main_metric_that_was_not_measured_is_refused() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from noise2next.config import Params, Settings, TrainerConfig, Variant
 from noise2next.data.interactions import Split
+from noise2next.data.noise import reading
 from noise2next.data.queries import Queries
-from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import Evaluator
 from noise2next.models.artifact import Artifact, ModelCard, code_version, read_card
@@ -70,10 +70,10 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
     if finished is not None:
         log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
         return finished
-    histories = weigh(split.train, chosen.weighting, split.has_clock)
+    histories = reading(split.train, split, chosen.weighting, chosen.noise, params.seed)
     everyone = Queries.of(histories, split.n_items, split.users.keys, device)
     train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
-    evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device)
+    evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device, chosen.noise, params.seed)
     seed_everything(params.seed)
     model = build(chosen, split.n_items, _inputs(train)).to(device)
     with training_run(settings, space, card, params) as tracked:
