@@ -259,16 +259,33 @@ def recommend(
     from noise2next.stages import recommend as stage
 
     params, space, settings = _open(dataset, overrides)
-    report: Frozen
+    if everyone:
+        assert out is not None
+        _show(stage.for_all(params, space, settings, out, k, variant), as_json)
+        return
     if user is not None:
         report = stage.for_user(params, space, settings, user, k, variant, draws)
-    elif history is not None:
-        items = [item.strip() for item in history.split(",") if item.strip()]
-        report = stage.for_history(params, space, settings, items, k, variant, draws)
     else:
-        assert out is not None
-        report = stage.for_all(params, space, settings, out, k, variant)
-    _show(report, as_json)
+        items = [item.strip() for item in (history or "").split(",") if item.strip()]
+        report = stage.for_history(params, space, settings, items, k, variant, draws)
+    _show(report, as_json, rows=("items", "names", "scores", "shares"))
+
+
+@app.command()
+def denoise(
+    user: Annotated[str, typer.Option(help="A user's id in the log.")],
+    out: Annotated[Path, typer.Option(help="The picture: a file that ends in .svg or .png.")],
+    dataset: DatasetName = "sample",
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    variant: NotTheChampion = None,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Draw how a diffusion model's list for a user comes about, step by step of its reverse chain."""
+    from noise2next.stages import denoise as stage
+
+    params, space, settings = _open(dataset, overrides)
+    _show(stage.run(params, space, settings, user, k, out, variant), as_json, rows=("items", "names"))
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -387,16 +404,25 @@ def _print_json(report: Frozen) -> None:
     sys.stdout.write(json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
 
 
-def _show(report: Frozen, as_json: bool) -> None:
+def _show(report: Frozen, as_json: bool, rows: Sequence[str] = ()) -> None:
+    """A line for each field; the fields in `rows`, lists of one length, are the columns of a table of their own."""
     if as_json:
         _print_json(report)
         return
+    fields = report.model_dump(mode="json")
+    columns = {key: values for key in rows if (values := fields.pop(key, None))}
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in report.model_dump(mode="json").items():
+    for key, value in fields.items():
         table.add_row(key.replace("_", " "), _plain(_cell(value)))
     Console().print(table)
+    if columns:
+        ranked = Table("", *columns, box=None, pad_edge=False)
+        for place, values in enumerate(zip(*columns.values(), strict=True), 1):
+            ranked.add_row(str(place), *(_plain(_cell(value)) for value in values))
+        Console().print()
+        Console().print(ranked)
 
 
 def _cell(value: Any) -> str:
