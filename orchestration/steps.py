@@ -101,7 +101,8 @@ def steps(params: Params) -> list[Step]:
 
 
 def _model(params: Params, variant: str) -> Step:
-    choices = [params.seed, params.trainer.model_dump(mode="json"), params.variants[variant].model_dump(mode="json")]
+    entry = params.variants[variant].model_dump(mode="json", exclude={"search"})
+    choices = [params.seed, params.trainer.model_dump(mode="json"), entry]
     return Step(
         name=f"model_{variant}",
         stage="train",

@@ -130,8 +130,7 @@ def run(
     from noise2next.stages import pipeline
 
     params, space, settings = _open(dataset, overrides)
-    names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
-    report = pipeline.run(params, space, settings, names, progress=_interactive() and not as_json)
+    report = pipeline.run(params, space, settings, _names(variants), progress=_interactive() and not as_json)
     if as_json:
         _print_json(report)
         return
@@ -288,6 +287,33 @@ def denoise(
     _show(stage.run(params, space, settings, user, k, out, variant), as_json, rows=("items", "names"))
 
 
+# --- what papers say --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="A table's name; a wrong one names those that are there.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train each learned row under seeds 1 to this.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MINUTES", help="End a run's training after the epoch in which these are spent."),
+    ] = None,
+    variants: Annotated[str | None, typer.Option(help="Rows with commas between; every row when left out.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with the official files; $NOISE2NEXT_SHARED/data when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a published table's rows again and set them beside it in docs/results/; goes on where it was stopped."""
+    from noise2next.stages import reproduce as stage
+    from noise2next.stages.tables import load_table
+
+    _log()
+    chosen = _names(variants)
+    progress = _interactive() and not as_json
+    _show(stage.run(load_table(table), Settings(), data, chosen, seeds, budget, progress), as_json)
+
+
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +407,10 @@ def _open(dataset: str, overrides: Sequence[str]) -> tuple[Params, Workspace, Se
     params = load_params(space.params, overrides)
     params.dataset(dataset)
     return params, space, settings
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _log() -> None:

@@ -273,6 +273,7 @@ class Variant(Frozen):
     noise: Noise | None = None
     options: Mapping[str, Any] = {}
     trainer: Mapping[str, Any] = {}
+    search: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}  # what `tune` tries, by dotted key
 
 
 class Params(Frozen):
@@ -312,7 +313,7 @@ class Params(Frozen):
         try:
             trainer = TrainerConfig.model_validate({**self.trainer.model_dump(), **changed})
         except ValidationError as error:
-            raise ValueError(f"{place}.{_sentences(error)}") from error
+            raise ValueError(f"{place}.{sentences(error)}") from error
         name, _, cutoff = trainer.metric.partition("@")
         if name not in METRICS or cutoff not in map(str, self.evaluation.cutoffs):
             raise ValueError(
@@ -351,6 +352,7 @@ class Settings(BaseSettings):
 
     root: Path = Path(".")  # the folder that holds params.yaml, data/ and artifacts/
     device: str = "auto"  # auto | cpu | cuda | cuda:1
+    shared: Path | None = None  # holds data/ with the official files of papers; None: ../shared beside the root
     tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
 
@@ -383,7 +385,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentences(error)}") from error
+        raise UserError(f"{path}: {sentences(error)}") from error
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -402,7 +404,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: the value is not readable as YAML") from error
 
 
-def _sentences(error: ValidationError) -> str:
+def sentences(error: ValidationError) -> str:
     """Pydantic's findings as one line of `place: what`."""
     found = []
     for one in error.errors():

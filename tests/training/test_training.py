@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,12 @@ def diffrec(items=30):
     return DiffRec(DiffRec.Config(steps=3, hidden=(8,)), items)
 
 
-def learn(model, folder, validate=lambda model: {"recall@20": 0.1}, seed=1, on_epoch=lambda *_: None, **choices):
+def learn(
+    model, folder, validate=lambda model: {"recall@20": 0.1}, seed=1, on_epoch=lambda *_: None, budget=None, **choices
+):
     config = TrainerConfig(**{"epochs": 3, "batch_size": 20, "checkpoint_seconds": 0, **choices})
-    return fit(model, histories(), config, validate, folder / "checkpoint", seed, CPU, on_epoch, progress=False)
+    place = folder / "checkpoint"
+    return fit(model, histories(), config, validate, place, seed, CPU, on_epoch, progress=False, budget_seconds=budget)
 
 
 class Counter(Trainable):
@@ -85,6 +89,7 @@ def test_it_stops_when_patience_is_over_and_keeps_the_best_weights(tmp_path):
     model = Counter()
     report = learn(model, tmp_path, validate, epochs=100, patience=3)
     assert (report.epochs, report.best_epoch, report.metrics) == (5, 2, {"recall@20": 0.3})
+    assert report.stopped == "patience"
     assert float(model.weight.detach()) == weights[1] < weights[2]
     assert not model.training
 
@@ -176,6 +181,8 @@ def test_a_closed_form_is_solved_once_and_judged(tmp_path):
     model = Mean()
     report = learn(model, tmp_path)
     assert (model.solved, report.epochs, report.metrics) == (1, 0, {"recall@20": 0.1})
+    assert report.stopped == "solved"
+    assert report.within(None)
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path):
@@ -391,6 +398,54 @@ def test_a_checkpoint_of_another_run_is_left_out(tmp_path, caplog, change):
 def test_a_checkpoint_is_not_written_before_its_time(tmp_path):
     learn(diffrec(), tmp_path, checkpoint_seconds=1000)
     assert not (tmp_path / "checkpoint").exists()
+
+
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def rising_and_falling(model):
+    """Draws numbers of its own, as a stochastic model's validation may."""
+    torch.rand(3)
+    return {"recall@20": float(model.score(histories()).std().sin())}
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_budget_ends_a_run_after_an_epoch_and_a_larger_one_goes_on_to_the_same_bytes(tmp_path, every):
+    def fresh():
+        seed_everything(1)
+        return diffrec()
+
+    choices = {"epochs": 9, "evaluate_every": every, "checkpoint_seconds": 1000}
+    whole, stopped, resumed = fresh(), fresh(), fresh()
+    unbroken = learn(whole, tmp_path / "whole", rising_and_falling, **choices)
+    first = learn(stopped, tmp_path / "paused", rising_and_falling, budget=0, **choices)
+    assert (first.stopped, first.epochs, first.best_epoch) == ("budget", 1, 1)
+    assert first.metrics == first.curve[0].metrics != {}
+    assert not first.within(None)
+    assert not first.within(first.seconds + 1)
+    assert first.within(first.seconds)
+    torch.rand(100)
+    second = learn(resumed, tmp_path / "paused", rising_and_falling, **choices)
+    assert (second.stopped, unbroken.stopped) == ("epochs", "epochs")
+    assert second.within(None)
+    shown = [[(one.epoch, one.loss, one.metrics) for one in report.curve] for report in (unbroken, second)]
+    assert shown[0] == shown[1]
+    assert (second.best_epoch, second.metrics) == (unbroken.best_epoch, unbroken.metrics)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_budget_counts_the_seconds_of_all_resumptions(tmp_path):
+    def slow(model):
+        time.sleep(0.05)
+        return {"recall@20": 0.1}
+
+    first = learn(Counter(), tmp_path, slow, budget=0, epochs=50)
+    budget = first.seconds + 0.08
+    second = learn(Counter(), tmp_path, slow, budget=budget, epochs=50)
+    assert second.stopped == "budget"
+    assert second.curve[0] == first.curve[0]
+    assert second.seconds - second.curve[-1].seconds < budget <= second.seconds
 
 
 # --- device and precision ---------------------------------------------------------------------------------------------

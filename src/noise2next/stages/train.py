@@ -51,11 +51,18 @@ class HasElboTerms(Protocol):
         """[T], or None where its loss is no bound."""
 
 
-def run(params: Params, space: Workspace, settings: Settings, variant: str, progress: bool = False) -> TrainReport:
+def run(
+    params: Params,
+    space: Workspace,
+    settings: Settings,
+    variant: str,
+    progress: bool = False,
+    budget_seconds: float | None = None,
+) -> TrainReport:
     """Train `variant` on `space.dataset`, chosen on validation, and save its artifact.
 
-    What is there already under the same data, options, seed and code is not trained again. A killed run is continued.
-    Raises UserError for a variant that this dataset cannot have.
+    What is there already under the same data, options, seed and code is not trained again. A killed run is continued,
+    and so is one that a smaller budget ended. Raises UserError for a variant that this dataset cannot have.
     """
     dataset = params.dataset(space.dataset)
     chosen = params.variant(variant, space.dataset)
@@ -66,7 +73,7 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
     split = Split.load(space.prepared, dataset.split, dataset.has_clock, with_test=False)
     device = choose_device(settings.device)
     card = _card(params, space, chosen, trainer, split, device)
-    finished = _finished(space, card)
+    finished = _finished(space, card, budget_seconds)
     if finished is not None:
         log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
         return finished
@@ -88,6 +95,7 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
             on_epoch=lambda epoch, values: tracked.metrics(values, step=epoch),
             progress=progress,
             identity=card.fingerprint,
+            budget_seconds=budget_seconds,
         )
         report = TrainReport(
             **dict(fitted),
@@ -102,7 +110,8 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
         for step, term in enumerate(report.elbo_terms or ()):
             tracked.metrics({"elbo_term": term}, step=step)
         Artifact(model.cpu(), split.items, card).save(space.model(variant), report.model_dump(mode="json"))
-    shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
+    if report.stopped != "budget":
+        shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
     log.info("%s: %s trained in %.1f s, validation %s", space.dataset, variant, report.seconds, _shown(report, trainer))
     return report
 
@@ -120,7 +129,7 @@ def _card(
     told = {
         "data": data_version,
         "split": params.dataset(space.dataset).split.model_dump(mode="json"),  # its mask decides the best epoch
-        "variant": variant.model_dump(mode="json", exclude={"trainer"}),
+        "variant": variant.model_dump(mode="json", exclude={"trainer", "search"}),
         "trainer": trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "seed": params.seed,
         "code": code_version(),
@@ -138,8 +147,8 @@ def _card(
     )
 
 
-def _finished(space: Workspace, card: ModelCard) -> TrainReport | None:
-    """The report of an earlier run with the same fingerprint, if its artifact is whole."""
+def _finished(space: Workspace, card: ModelCard, budget_seconds: float | None) -> TrainReport | None:
+    """The report of an earlier run with the same fingerprint, if its artifact is whole and its budget was as large."""
     place = space.model(card.variant.name)
     if not (place / MANIFEST).is_file():
         return None
@@ -147,7 +156,8 @@ def _finished(space: Workspace, card: ModelCard) -> TrainReport | None:
         verify(place)
         if read_card(place).fingerprint != card.fingerprint:
             return None
-        return TrainReport.model_validate(read_json(place / "report.json"))
+        report = TrainReport.model_validate(read_json(place / "report.json"))
+        return report if report.within(budget_seconds) else None
     except (UserError, ValidationError, json.JSONDecodeError) as error:
         log.warning("%s: the model there cannot be used and is trained again: %s", place, error)
         return None
