@@ -99,6 +99,20 @@ def learning_curve(curve: "Sequence[EpochRecord]", metric: str, best: int) -> dg
     return _embedded(figure)
 
 
+def clusters(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> dg.MarkdownMetadataValue:
+    """Items in the plane of their vectors' two main directions, coloured by cluster; vectors [I, D], labels [I]."""
+    centred = vectors - vectors.mean(axis=0)
+    _, strength, directions = np.linalg.svd(centred, full_matrices=False)
+    plane, share = centred @ directions[:2].T, strength[:2] ** 2 / max(1e-30, float((strength**2).sum()))
+    x, y = (f"direction {one + 1}, {share[one]:.0%} of variance" for one in (0, 1))
+    figure, axes = _canvas("Items by cluster", x, y, height=3.6)
+    for label in np.unique(labels):
+        own = plane[labels == label]
+        axes.scatter(own[:, 0], own[:, 1], s=6, alpha=0.6, linewidths=0, label=f"cluster {label}: {len(own):,} items")
+    axes.legend(frameon=False)
+    return _embedded(figure)
+
+
 def intervals(rows: "Mapping[str, Interval]", title: str) -> dg.MarkdownMetadataValue:
     """A point and its interval for each name, the first on top."""
     figure, axes = _canvas(title, "", "", height=0.9 + 0.3 * len(rows))

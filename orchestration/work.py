@@ -147,6 +147,50 @@ def model(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[
     )
 
 
+def item_embeddings(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Write the item vectors of the variant that the clusters are made of."""
+    from noise2next.stages import embed
+    from noise2next.stages.refused import why_refused
+
+    params, space = project.params(), project.space(dataset)
+    if reason := why_refused(params, space, params.clustering.embeddings):
+        return _left_out(reason)
+    report = embed.run(params, space)
+    return _made(space.embedded, described(report, leave_out=("dataset", *UNREAD)))
+
+
+def item_clusters(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Group the items; show where the groups lie and how large they are."""
+    from noise2next.data import item_tables
+    from noise2next.data.vocabulary import Vocabulary
+    from noise2next.stages import cluster
+    from noise2next.stages.refused import why_refused
+    from orchestration import plots
+
+    params, space = project.params(), project.space(dataset)
+    if reason := why_refused(params, space, params.clustering.embeddings):
+        return _left_out(reason)
+    report = cluster.run(params, space)
+    items, pair = Vocabulary.load(space.prepared / "items.parquet"), item_tables.clusters_column(2)
+    shown = {}
+    if pair in report.sizes:
+        vectors = item_tables.read(space.embedded / "item_embeddings.parquet", "vector", items, "embed again")
+        labels = item_tables.read(space.clustered / "item_clusters.parquet", pair, items, "cluster again")
+        shown["two clusters"] = plots.clusters(vectors, labels)
+    sizes = {
+        name: {f"cluster {one}": size for one, size in enumerate(found)} | {"inertia": report.inertia[name]}
+        for name, found in report.sizes.items()
+    }
+    return _made(
+        space.clustered,
+        {
+            **shown,
+            "sizes": table(sizes, "labels"),
+            **described(report, leave_out=("dataset", "sizes", "inertia", *UNREAD)),
+        },
+    )
+
+
 def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[Any]:
     """Judge one variant; show every metric on both parts, what its draws are worth, and one list as it comes about."""
     from noise2next.stages import denoise, evaluate

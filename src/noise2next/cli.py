@@ -136,6 +136,8 @@ def run(
         return
     _print_leaderboard(report.leaderboard)
     out = Console()
+    for name, reason in report.required.items():
+        out.print(f"trained too: {name}: {reason}", highlight=False)
     for name, reason in report.skipped.items():
         out.print(f"left out: {name}: {reason}", highlight=False)
     out.print(f"[bold]{_plain(report.registration.summary)}[/]", highlight=False, soft_wrap=True)
@@ -188,6 +190,40 @@ def train(
     if skip_refused and (left_out := refused.run(params, space, variant, space.model(variant))):
         return _show(left_out, as_json)
     _show(stage.run(params, space, settings, variant, progress=_interactive() and not as_json), as_json)
+
+
+@app.command()
+def embed(
+    dataset: DatasetName = "sample",
+    skip_refused: SkipRefused = False,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Write the item vectors of the trained variant that clustering.embeddings names, by raw item id."""
+    from noise2next.stages import embed as stage
+    from noise2next.stages import refused
+
+    params, space, _ = _open(dataset, overrides)
+    if skip_refused and (left_out := refused.run(params, space, params.clustering.embeddings, space.embedded)):
+        return _show(left_out, as_json)
+    _show(stage.run(params, space), as_json)
+
+
+@app.command()
+def cluster(
+    dataset: DatasetName = "sample",
+    skip_refused: SkipRefused = False,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Group the items by their vectors: what latent variants are trained on."""
+    from noise2next.stages import cluster as stage
+    from noise2next.stages import refused
+
+    params, space, _ = _open(dataset, overrides)
+    if skip_refused and (left_out := refused.run(params, space, params.clustering.embeddings, space.clustered)):
+        return _show(left_out, as_json)
+    _show(stage.run(params, space), as_json)
 
 
 @app.command()

@@ -276,15 +276,39 @@ class Variant(Frozen):
     search: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}  # what `tune` tries, by dotted key
 
 
+class ClusteringConfig(Frozen):
+    """How the items fall into the clusters that latent variants are built from."""
+
+    embeddings: str = "lightgcn"  # the variant whose item vectors are grouped
+    most: PositiveInt = 5  # clusters: there is one set of labels for each number from 1 to this
+    n_init: PositiveInt = 10  # k-means runs, of which the best is kept
+
+
 class Params(Frozen):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0)] = 1
     engine: Literal["duckdb", "spark"] = "duckdb"
     datasets: Mapping[str, Dataset]
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, Variant]  # the latent ones included
+    latent_variants: Mapping[str, Variant] = {}  # those that are trained on the item clusters
+    clustering: ClusteringConfig = ClusteringConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_latent(cls, tree: Any) -> Any:
+        """Everyone reads one mapping. What has been merged before, as a dump of this model, may be merged again."""
+        if not isinstance(tree, dict):
+            return tree
+        plain, latent = tree.get("variants"), tree.get("latent_variants")
+        if not (isinstance(plain, Mapping) and isinstance(latent, Mapping)):
+            return tree
+        for name in plain.keys() & latent.keys():
+            if plain[name] != latent[name]:
+                raise ValueError(f"{name!r} stands in variants and in latent_variants; give one of them another name")
+        return {**tree, "variants": {**plain, **latent}}
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -298,11 +322,19 @@ class Params(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _clusters(self) -> Self:
+        source = self.clustering.embeddings
+        if self.latent_variants and (source not in self.variants or source in self.latent_variants):
+            raise ValueError(f"clustering.embeddings: {source!r} is not among variants, and latent_variants need it")
+        return self
+
+    @model_validator(mode="after")
     def _trainers(self) -> Self:
         """Every trainer that would ever be used, each fault by its place."""
         self._check_trainer("trainer", {})
         for name, variant in self.variants.items():
-            self._check_trainer(f"variants.{name}.trainer", variant.trainer)
+            mapping = "latent_variants" if name in self.latent_variants else "variants"
+            self._check_trainer(f"{mapping}.{name}.trainer", variant.trainer)
         for dataset_name, dataset in self.datasets.items():
             for name, preset in dataset.presets.items():
                 changed = {**self.variants[name].trainer, **preset.trainer}

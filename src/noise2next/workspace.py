@@ -22,6 +22,7 @@ from typing import Any
 from noise2next.errors import UserError
 
 MANIFEST = "manifest.json"
+PER_DATASET = ("ingest", "validate", "prepare", "embed", "cluster", "leaderboard", "register")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ class Workspace:
     def prepared(self) -> Path:
         """train.parquet, valid.parquet, test.parquet, users.parquet, items.parquet, report.json"""
         return self.artifacts / "prepare"
+
+    @property
+    def embedded(self) -> Path:
+        """item_embeddings.parquet, report.json"""
+        return self.artifacts / "embed"
+
+    @property
+    def clustered(self) -> Path:
+        """item_clusters.parquet, report.json"""
+        return self.artifacts / "cluster"
 
     def model(self, variant: str) -> Path:
         """config.json, weights.safetensors, vocabulary.parquet, report.json"""
@@ -267,7 +278,7 @@ def _again(path: Path) -> str:
     match path.parts[path.parts.index("artifacts") + 1 :] if "artifacts" in path.parts else ():
         case (dataset, ("train" | "evaluate") as stage, variant, _, *_):
             return f"`noise2next {stage} --dataset {dataset} --variant {variant}` makes the folder again"
-        case (dataset, ("ingest" | "validate" | "prepare" | "leaderboard" | "register") as stage, _, *_):
+        case (dataset, stage, _, *_) if stage in PER_DATASET:
             return f"`noise2next {stage} --dataset {dataset}` makes the folder again"
     return "make the folder again"
 

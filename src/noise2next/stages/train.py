@@ -13,19 +13,22 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from noise2next.config import Params, Settings, TrainerConfig, Variant
+from noise2next.data import item_tables
 from noise2next.data.interactions import Split
+from noise2next.data.item_tables import clusters_column
 from noise2next.data.noise import reading
 from noise2next.data.queries import Queries
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import Evaluator
 from noise2next.models.artifact import Artifact, ModelCard, code_version, read_card
-from noise2next.models.base import Recommender, build
+from noise2next.models.base import Recommender, build, model_config
 from noise2next.registry.tracking import training_run
+from noise2next.stages.evaluate import current_data_version
 from noise2next.stages.refused import why_refused
 from noise2next.training.device import choose_device, matmul_dtype
 from noise2next.training.fit import FitReport, fit
 from noise2next.training.seeding import seed_everything
-from noise2next.workspace import MANIFEST, Workspace, read_json, verify
+from noise2next.workspace import MANIFEST, Workspace, read_json, require, verify
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,8 @@ def run(
         raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")
     split = Split.load(space.prepared, dataset.split, dataset.has_clock, with_test=False)
     device = choose_device(settings.device)
-    card = _card(params, space, chosen, trainer, split, device)
+    clusters = _item_clusters(params, space, chosen, split)
+    card = _card(params, space, chosen, trainer, split, device, clusters)
     finished = _finished(space, card, budget_seconds)
     if finished is not None:
         log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
@@ -82,7 +86,7 @@ def run(
     train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
     evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device, chosen.noise, params.seed)
     seed_everything(params.seed)
-    model = build(chosen, split.n_items, _inputs(train)).to(device)
+    model = build(chosen, split.n_items, {"user_keys": train.keys, **clusters}).to(device)
     with training_run(settings, space, card, params) as tracked:
         fitted = fit(
             model,
@@ -116,16 +120,33 @@ def run(
     return report
 
 
-def _inputs(train: Queries) -> dict[str, Tensor]:
-    """What models may be built from besides their options."""
-    return {"user_keys": train.keys}
+def _item_clusters(params: Params, space: Workspace, variant: Variant, split: Split) -> dict[str, Tensor]:
+    """`item_clusters` [I] for a latent variant, in the order of the split's items; nothing for another.
+
+    Raises UserError where they are missing, of other data than is prepared now, or without a row for an item.
+    """
+    if variant.name not in params.latent_variants:
+        return {}
+    verify(require(space.clustered, f"cluster --dataset {space.dataset}"))
+    again = f"`noise2next embed --dataset {space.dataset}` and then `noise2next cluster` of it write it again"
+    if read_json(space.clustered / "report.json")["data_version"] != current_data_version(space):
+        raise UserError(f"{space.clustered}: item clusters of other data than {space.prepared} holds now; {again}")
+    column = clusters_column(model_config(variant.model, variant.options).model_dump()["clusters"])
+    labels = item_tables.read(space.clustered / "item_clusters.parquet", column, split.items, again)
+    return {"item_clusters": torch.from_numpy(labels)}
 
 
 def _card(
-    params: Params, space: Workspace, variant: Variant, trainer: TrainerConfig, split: Split, device: torch.device
+    params: Params,
+    space: Workspace,
+    variant: Variant,
+    trainer: TrainerConfig,
+    split: Split,
+    device: torch.device,
+    clusters: dict[str, Tensor],
 ) -> ModelCard:
     """What is to be trained. The fingerprint covers all that the weights depend on, but for the number of threads."""
-    data_version = read_json(space.prepared / "report.json")["data_version"]  # over the tables: engines agree in them
+    data_version = current_data_version(space)  # over the tables: engines agree in them
     told = {
         "data": data_version,
         "split": params.dataset(space.dataset).split.model_dump(mode="json"),  # its mask decides the best epoch
@@ -136,6 +157,7 @@ def _card(
         "torch": torch.__version__,
         "device": device.type,
         "precision": str(matmul_dtype(trainer.precision, device)),
+        **{name: labels.tolist() for name, labels in clusters.items()},
     }
     return ModelCard(
         dataset=space.dataset,
