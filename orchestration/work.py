@@ -225,10 +225,17 @@ def _of_draws(draws: "DrawsReport") -> dict[str, Any]:
     bins = {
         f"above {one.above:.0%} to {one.up_to:.0%}": one.model_dump(exclude={"above", "up_to"}) for one in draws.bins
     }
+    accuracy = {
+        name: {"one draw": draws.one_draw[name], "by share": draws.by_share[name], "gain": gain.model_dump()}
+        for name, gain in draws.gain.items()
+    }
+    facts = draws.model_dump(include={"draws", "users", "auc", "calibration_error", "diversity", "distinct"})
+    facts |= {f"coverage@{draws.cutoff}, {name}": share for name, share in draws.coverage.items()}
     return {
         "shares and hits": plots.reliability(draws),
         "shares and hits by bin": table(bins, "share of the draws"),
-        "draws": table(draws.model_dump(exclude={"bins", "coverage"}) | {"coverage": draws.coverage}, "of the draws"),
+        "accuracy by share of draws": table(accuracy, "metric"),
+        "draws": table(facts, ""),
     }
 
 
