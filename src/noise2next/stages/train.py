@@ -25,6 +25,7 @@ from noise2next.stages.refused import why_refused
 from noise2next.training.device import choose_device, matmul_dtype
 from noise2next.training.fit import FitReport, fit
 from noise2next.training.seeding import seed_everything
+from noise2next.training.trainer import Validate
 from noise2next.workspace import MANIFEST, Workspace, read_json, verify
 
 log = logging.getLogger(__name__)
@@ -77,18 +78,13 @@ def run(
     if finished is not None:
         log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
         return finished
-    histories = weigh(split.train, chosen.weighting, split.has_clock)
-    everyone = Queries.of(histories, split.n_items, split.users.keys, device)
-    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
-    evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device)
-    seed_everything(params.seed)
-    model = build(chosen, split.n_items, _inputs(train)).to(device)
+    model, train, validate = begin(params, chosen, split, device)
     with training_run(settings, space, card, params) as tracked:
         fitted = fit(
             model,
             train,
             trainer,
-            validate=lambda model: evaluator.judge(model)["valid"].means(),
+            validate=validate,
             checkpoint=space.checkpoint(variant),
             seed=params.seed,
             device=device,
@@ -114,6 +110,19 @@ def run(
         shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
     log.info("%s: %s trained in %.1f s, validation %s", space.dataset, variant, report.seconds, _shown(report, trainer))
     return report
+
+
+def begin(
+    params: Params, variant: Variant, split: Split, device: torch.device
+) -> tuple[Recommender, Queries, Validate]:
+    """A fresh model, the histories it learns from, and what judges it on validation."""
+    histories = weigh(split.train, variant.weighting, split.has_clock)
+    everyone = Queries.of(histories, split.n_items, split.users.keys, device)
+    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
+    evaluator = Evaluator(split, variant.weighting, ["valid"], params.evaluation, device)
+    seed_everything(params.seed)
+    model = build(variant, split.n_items, _inputs(train)).to(device)
+    return model, train, lambda model: evaluator.judge(model)["valid"].means()
 
 
 def _inputs(train: Queries) -> dict[str, Tensor]:
