@@ -350,6 +350,33 @@ def reproduce(
     _show(stage.run(load_table(table), Settings(), data, chosen, seeds, budget, progress), as_json)
 
 
+@app.command()
+def tune(
+    variant: VariantName,
+    trials: Annotated[int, typer.Option(min=1, help="How many trials there are to be in all, earlier ones included.")],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="A dataset's name in params.yaml.")] = "sample",
+    table: Annotated[str | None, typer.Option(help="Tune a row of this table, not of a dataset.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the search and of each trial; params.yaml's if out.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --table: the folder with the official files, as for reproduce.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a variant's settings on validation: the best become the dataset's preset, or stand beside the table."""
+    from noise2next.stages import tune as stage
+    from noise2next.stages.tables import load_table
+
+    if table is not None:
+        _log()
+        report = stage.for_table(load_table(table), Settings(), data, variant, trials, 1 if seed is None else seed)
+    else:
+        params, space, settings = _open(dataset, [] if seed is None else [f"seed={seed}"])
+        report = stage.for_dataset(params, space, settings, variant, trials)
+    _show(report, as_json)
+
+
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 

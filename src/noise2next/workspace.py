@@ -110,6 +110,10 @@ class Workspace:
         """per_user.parquet, report.json"""
         return self.artifacts / "evaluate" / variant
 
+    def tuning(self, variant: str) -> Path:
+        """The trials of a search over settings, one SQLite file a variant."""
+        return self.artifacts / "tune" / f"{variant}.db"
+
     @property
     def leaderboard(self) -> Path:
         """leaderboard.json, leaderboard.html"""

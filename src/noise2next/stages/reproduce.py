@@ -22,7 +22,7 @@ from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import judge
 from noise2next.models.artifact import Artifact, code_version
 from noise2next.models.base import ClosedForm, model_class, model_config
-from noise2next.stages import evaluate, ingest, prepare, results, train
+from noise2next.stages import cluster, embed, evaluate, ingest, prepare, results, train
 from noise2next.stages.results import Run
 from noise2next.stages.tables import Table, column
 from noise2next.training.device import choose_device
@@ -109,14 +109,14 @@ def _rows(table: Table, variants: Sequence[str] | None) -> list[str]:
     for name in chosen:
         if name not in table.rows:
             raise UserError(f"table {table.name} has no row {name!r}; it has {', '.join(table.rows)}")
-        variant = table.variants[name]
+        variant = table.entries[name]
         model_config(variant.model, variant.options)
     return chosen
 
 
 def _seeds(table: Table, name: str, asked: int | None) -> range:
     """A closed form comes out the same under every seed."""
-    closed = issubclass(model_class(table.variants[name].model), ClosedForm)
+    closed = issubclass(model_class(table.entries[name].model), ClosedForm)
     return range(1, 2 if closed else (asked or table.seeds) + 1)
 
 
@@ -135,6 +135,19 @@ def _prepared(table: Table, place: Reproduction, source: Path, seed: int) -> str
     return evaluate.current_data_version(space)
 
 
+def ready(
+    table: Table, place: Reproduction, settings: Settings, data: Path | None, variant: str, seed: int
+) -> Workspace:
+    """The seed's workspace with all that training `variant` needs. Raises UserError as `run` does."""
+    if variant not in table.entries:
+        raise UserError(f"table {table.name} has no variant {variant!r}; it has {', '.join(table.entries)}")
+    _prepared(table, place, official_file(table, settings, data), seed)
+    space = place.space(seed, table.dataset_name)
+    if variant in table.latent_variants:
+        _cluster(table.params(seed), space, settings, place, seed, None, False)
+    return space
+
+
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +157,7 @@ def _key(table: Table, name: str, seed: int, version: str) -> str:
     Not of the code in detail: a finished run stays when the code moves on. Its version stands with the run, and the
     table lists every version that its runs come from.
     """
-    variant = table.variants[name].model_dump(mode="json", exclude={"search"})
+    variant = table.entries[name].model_dump(mode="json", exclude={"search"})
     told = {
         "variant": variant,
         "embedded": _entry_of_embeddings(table, name),
@@ -161,7 +174,7 @@ def _key(table: Table, name: str, seed: int, version: str) -> str:
 
 def _entry_of_embeddings(table: Table, name: str) -> object:
     """What the item clusters of a latent row are made by; None where a row has none."""
-    if "item_clusters" not in model_class(table.variants[name].model).inputs:
+    if name not in table.latent_variants:
         return None
     if EMBEDDED not in table.variants:
         raise UserError(f"table {table.name}: {name} needs item clusters, and there is no variant {EMBEDDED} for them")
@@ -235,8 +248,6 @@ def _cluster(
     progress: bool,
 ) -> None:
     """Item clusters in the seed's workspace, from the item embeddings of its own LightGCN."""
-    from noise2next.stages import cluster, embed  # type: ignore[attr-defined]  # only latent rows need them
-
     with alone(place.lock(EMBEDDED, seed), f"run of {EMBEDDED} under seed {seed}"):
         train.run(params, space, settings, EMBEDDED, progress, budget)
         embed.run(params, space)

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from noise2next.stages.tables import UNITS, column
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from noise2next.stages.results import Results
 
 INK, FAINT, SIMPLE, LEARNED, PUBLISHED = "#343a40", "#dee2e6", "#868e96", "#4c6ef5", "#e8590c"
@@ -38,7 +40,7 @@ def rows(found: Results) -> bytes:
     axes.set_ylim(len(found.rows) - 0.5, -0.5)
     axes.set_xlabel(f"{found.main} on test" + (", percent" if found.unit == "percent" else ""))
     axes.grid(axis="x", color=FAINT)
-    _legend(axes, found)
+    _legend(figure, axes, found)
     return _svg(figure, found)
 
 
@@ -59,7 +61,7 @@ def curves(found: Results) -> bytes | None:
     return _svg(figure, found)
 
 
-def _legend(axes: matplotlib.axes.Axes, found: Results) -> None:
+def _legend(figure: Figure, axes: Axes, found: Results) -> None:
     marks: dict[str, dict[str, Any]] = {
         "learned": {"color": LEARNED, "marker": "o"},
         "closed form": {"color": SIMPLE, "marker": "o"},
@@ -69,7 +71,7 @@ def _legend(axes: matplotlib.axes.Axes, found: Results) -> None:
         marks["seen items stay in"] = {"color": INK, "marker": "o", "markerfacecolor": "white"}
     for label, look in marks.items():
         axes.plot([], [], linestyle="none", label=label, **look)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(marks))
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(marks))
 
 
 def _svg(figure: Figure, found: Results) -> bytes:

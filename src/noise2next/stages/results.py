@@ -137,7 +137,7 @@ def _per_user(table: Table, place: Reproduction, runs: Sequence[Run]) -> NDArray
 
 
 def _row(table: Table, name: str, runs: Sequence[Run], users: NDArray[np.float64]) -> ResultRow:
-    variant, known = table.variants[name], table.rows[name]
+    variant, known = table.entries[name], table.rows[name]
     scores = {column: np.array([run.test[column] for run in runs]) for column in table.columns}
     mean = {column: float(values.mean()) for column, values in scores.items()}
     resampled = resampled_means(users, table.evaluation.bootstrap_samples, seed=1)

@@ -50,6 +50,7 @@ class Table(Frozen):
     evaluation: EvaluationConfig
     seeds: PositiveInt = 3
     variants: Mapping[str, Variant]
+    latent_variants: Mapping[str, Variant] = {}  # those that are trained on item clusters
     rows: Mapping[str, Row]
     notes: tuple[str, ...] = ()
 
@@ -59,7 +60,7 @@ class Table(Frozen):
             self.params(seed=1)
         except ValidationError as error:
             raise ValueError(sentences(error)) from error
-        if strangers := set(self.rows) - set(self.variants):
+        if strangers := set(self.rows) - set(self.entries):
             raise ValueError(f"rows name unknown variants: {', '.join(sorted(strangers))}")
         if self.main not in self.metrics:
             raise ValueError(f"main {self.main!r} is not among the metrics")
@@ -79,6 +80,11 @@ class Table(Frozen):
         return self
 
     @property
+    def entries(self) -> Mapping[str, Variant]:
+        """Every variant, latent or not."""
+        return {**self.variants, **self.latent_variants}
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Every metric in every form, under names of their own."""
         return tuple(column(metric, form) for form in self.forms for metric in self.metrics)
@@ -89,7 +95,7 @@ class Table(Frozen):
         return Params(
             seed=seed,
             datasets={self.dataset_name: self.dataset.model_copy(update={"split": split})},
-            variants=self.variants,
+            variants=self.entries,
             trainer=self.trainer,
             evaluation=self.evaluation,
         )

@@ -28,6 +28,7 @@ from noise2next.stages.refused import why_refused
 from noise2next.training.device import choose_device, matmul_dtype
 from noise2next.training.fit import FitReport, fit
 from noise2next.training.seeding import seed_everything
+from noise2next.training.trainer import Validate
 from noise2next.workspace import MANIFEST, Workspace, read_json, require, verify
 
 log = logging.getLogger(__name__)
@@ -75,24 +76,19 @@ def run(
         raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")
     split = Split.load(space.prepared, dataset.split, dataset.has_clock, with_test=False)
     device = choose_device(settings.device)
-    clusters = _item_clusters(params, space, chosen, split)
+    clusters = item_clusters(params, space, chosen, split)
     card = _card(params, space, chosen, trainer, split, device, clusters)
     finished = _finished(space, card, budget_seconds)
     if finished is not None:
         log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
         return finished
-    histories = reading(split.train, split, chosen.weighting, chosen.noise, params.seed)
-    everyone = Queries.of(histories, split.n_items, split.users.keys, device)
-    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
-    evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device, chosen.noise, params.seed)
-    seed_everything(params.seed)
-    model = build(chosen, split.n_items, {"user_keys": train.keys, **clusters}).to(device)
+    model, train, validate = begin(params, chosen, split, device, clusters)
     with training_run(settings, space, card, params) as tracked:
         fitted = fit(
             model,
             train,
             trainer,
-            validate=lambda model: evaluator.judge(model)["valid"].means(),
+            validate=validate,
             checkpoint=space.checkpoint(variant),
             seed=params.seed,
             device=device,
@@ -120,7 +116,20 @@ def run(
     return report
 
 
-def _item_clusters(params: Params, space: Workspace, variant: Variant, split: Split) -> dict[str, Tensor]:
+def begin(
+    params: Params, variant: Variant, split: Split, device: torch.device, clusters: dict[str, Tensor]
+) -> tuple[Recommender, Queries, Validate]:
+    """A fresh model, the histories it learns from, and what judges it on validation; see `item_clusters`."""
+    histories = reading(split.train, split, variant.weighting, variant.noise, params.seed)
+    everyone = Queries.of(histories, split.n_items, split.users.keys, device)
+    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
+    evaluator = Evaluator(split, variant.weighting, ["valid"], params.evaluation, device, variant.noise, params.seed)
+    seed_everything(params.seed)
+    model = build(variant, split.n_items, {"user_keys": train.keys, **clusters}).to(device)
+    return model, train, lambda model: evaluator.judge(model)["valid"].means()
+
+
+def item_clusters(params: Params, space: Workspace, variant: Variant, split: Split) -> dict[str, Tensor]:
     """`item_clusters` [I] for a latent variant, in the order of the split's items; nothing for another.
 
     Raises UserError where they are missing, of other data than is prepared now, or without a row for an item.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
-from noise2next.errors import UserError
+from noise2next.errors import Diverged, UserError
 from noise2next.models.base import Clock, Recommender, Trainable
 from noise2next.training import checkpoint
 from noise2next.training.checkpoint import EpochRecord, Progress
@@ -173,7 +173,7 @@ class Trainer:
 
     def _finite(self, name: str, value: float) -> float:
         if not math.isfinite(value):
-            raise UserError(
+            raise Diverged(
                 f"training broke down in epoch {self.at.epoch + 1}: the loss {name!r} is {value}; "
                 "lower trainer.learning_rate or check the variant's options"
             )
