@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from noise2next.config import Weighting
     from noise2next.data.interactions import Split
+    from noise2next.evaluation.report import DrawsReport
     from noise2next.evaluation.significance import Interval
+    from noise2next.stages.denoise import DenoisingReport
     from noise2next.training.checkpoint import EpochRecord
 
 PARTS = {"train": "#4c6ef5", "valid": "#f59f00", "test": "#e8590c"}
@@ -97,6 +99,20 @@ def learning_curve(curve: "Sequence[EpochRecord]", metric: str, best: int) -> dg
     return _embedded(figure)
 
 
+def clusters(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> dg.MarkdownMetadataValue:
+    """Items in the plane of their vectors' two main directions, coloured by cluster; vectors [I, D], labels [I]."""
+    centred = vectors - vectors.mean(axis=0)
+    _, strength, directions = np.linalg.svd(centred, full_matrices=False)
+    plane, share = centred @ directions[:2].T, strength[:2] ** 2 / max(1e-30, float((strength**2).sum()))
+    x, y = (f"direction {one + 1}, {share[one]:.0%} of variance" for one in (0, 1))
+    figure, axes = _canvas("Items by cluster", x, y, height=3.6)
+    for label in np.unique(labels):
+        own = plane[labels == label]
+        axes.scatter(own[:, 0], own[:, 1], s=6, alpha=0.6, linewidths=0, label=f"cluster {label}: {len(own):,} items")
+    axes.legend(frameon=False)
+    return _embedded(figure)
+
+
 def intervals(rows: "Mapping[str, Interval]", title: str) -> dg.MarkdownMetadataValue:
     """A point and its interval for each name, the first on top."""
     figure, axes = _canvas(title, "", "", height=0.9 + 0.3 * len(rows))
@@ -108,6 +124,25 @@ def intervals(rows: "Mapping[str, Interval]", title: str) -> dg.MarkdownMetadata
     axes.set_yticks(place, list(rows))
     axes.invert_yaxis()
     return _embedded(figure)
+
+
+def reliability(draws: "DrawsReport") -> dg.MarkdownMetadataValue:
+    """How often an item was taken, by the share of the draws that list it; a point's size is its number of pairs."""
+    figure, axes = _canvas("Shares of draws against hits on test", "share of the draws that list the item", "hit rate")
+    shares, rates = [one.mean_share for one in draws.bins], [one.hit_rate for one in draws.bins]
+    most = max(one.pairs for one in draws.bins)
+    axes.plot(shares, rates, color=PARTS["test"], linewidth=1.5)
+    axes.scatter(shares, rates, [10 + 110 * one.pairs / most for one in draws.bins], color=PARTS["test"], zorder=3)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, max(1e-3, 1.25 * max(rates)))
+    return _embedded(figure)
+
+
+def denoising(report: "DenoisingReport") -> dg.MarkdownMetadataValue:
+    """One user's list through the reverse chain."""
+    from noise2next.stages.denoise import picture
+
+    return _embedded(picture(report))
 
 
 def _ages(split: "Split") -> tuple[NDArray[np.float64], str]:

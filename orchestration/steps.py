@@ -18,7 +18,7 @@ class Step:
     """One asset: its place in the graph, and the function (project, dataset) that makes it."""
 
     name: str
-    stage: str | None  # the command and the DVC stage of the same name; None for the raw log
+    stage: str | None  # the DVC stage of that name; None for the raw log
     group: str
     description: str
     work: Work
@@ -30,12 +30,14 @@ class Step:
 
 
 def steps(params: Params) -> list[Step]:
-    """The whole graph: the chain up to the split, two assets a variant, the table and the champion.
+    """The whole graph: the chain up to the split, two assets a variant, the clusters, the table and the champion.
 
     Each asset names the one before it; what it reads from further back is part of that one's version (a validation
-    holds for its rows, a model for its split). So the groups, collapsed, are one row of boxes.
+    holds for its rows, a model for its split). So the groups, collapsed, are one row of boxes, but for the clusters:
+    they are made of a trained model, and latent models are made of them.
     """
     variants = list(params.variants)
+    plain = [name for name in variants if name not in params.latent_variants]
     return [
         Step(
             name="raw_interactions",
@@ -76,7 +78,9 @@ def steps(params: Params) -> list[Step]:
             kinds=frozenset({"duckdb" if params.engine == "duckdb" else "spark", "parquet"}),
             code_version=versions.of_code("prepare"),
         ),
-        *[step for name in variants for step in (_model(params, name), _evaluation(params, name))],
+        *[step for name in plain for step in (_model(params, name), _evaluation(params, name))],
+        *_clustering(params),
+        *[step for name in params.latent_variants for step in (_model(params, name), _evaluation(params, name))],
         Step(
             name="leaderboard",
             stage="leaderboard",
@@ -100,25 +104,56 @@ def steps(params: Params) -> list[Step]:
     ]
 
 
+def _clustering(params: Params) -> list[Step]:
+    """The item vectors and the clusters; nothing where their source is no variant."""
+    source = params.clustering.embeddings
+    if source not in params.variants:
+        return []
+    return [
+        Step(
+            name="item_embeddings",
+            stage="embed",
+            group="clustering",
+            description=f"The item vectors of `{source}`, one row for each item by its raw id.",
+            work=work.item_embeddings,
+            upstream=(f"model_{source}",),
+            kinds=frozenset({"parquet"}),
+            code_version=versions.of_code("embed", source),
+        ),
+        Step(
+            name="item_clusters",
+            stage="cluster",
+            group="clustering",
+            description=f"The items in 1 to {params.clustering.most} groups by k-means over their vectors.",
+            work=work.item_clusters,
+            upstream=("item_embeddings",),
+            kinds=frozenset({"scikitlearn", "parquet"}),
+            code_version=versions.of_code("cluster", [params.seed, params.clustering.model_dump(mode="json")]),
+        ),
+    ]
+
+
 def _model(params: Params, variant: str) -> Step:
-    choices = [params.seed, params.trainer.model_dump(mode="json"), params.variants[variant].model_dump(mode="json")]
+    latent = variant in params.latent_variants
+    entry = params.variants[variant].model_dump(mode="json", exclude={"search"})
+    choices = [params.seed, params.trainer.model_dump(mode="json"), entry]
     return Step(
         name=f"model_{variant}",
-        stage="train",
+        stage="train_latent" if latent else "train",
         group="training",
         description=f"`{params.variants[variant].model}`, {params.variants[variant].weighting.kind} weights.",
         work=lambda project, dataset: work.model(project, dataset, variant),
-        upstream=("split",),
+        upstream=("split", "item_clusters") if latent else ("split",),
         kinds=frozenset({"pytorch"}),
         pool="gpu",
-        code_version=versions.of_code("train", choices),
+        code_version=versions.of_code("train_latent" if latent else "train", choices),
     )
 
 
 def _evaluation(params: Params, variant: str) -> Step:
     return Step(
         name=f"evaluation_{variant}",
-        stage="evaluate",
+        stage="evaluate_latent" if variant in params.latent_variants else "evaluate",
         group="evaluation",
         description=f"`{variant}` judged on validation and test by full ranking, user by user.",
         work=lambda project, dataset: work.evaluation(project, dataset, variant),

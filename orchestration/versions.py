@@ -13,15 +13,21 @@ from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, Workspace, read_json
 
 SOURCE = Path(noise2next.__file__).parent
-TABLES = ("data/interactions.py", "data/queries.py", "data/vocabulary.py", "data/weighting.py")
+TABLES = ("data/interactions.py", "data/noise.py", "data/queries.py", "data/vocabulary.py", "data/weighting.py")
 MODELS = ("models", "diffusion", "nn")
 JUDGE = ("evaluation/evaluator.py", "evaluation/metrics.py", "evaluation/ranking.py")  # it chooses the best epoch
+TRAIN = (*TABLES, *MODELS, "training", *JUDGE, "stages/train.py")
+EVALUATE = (*TABLES, *MODELS, "evaluation", "stages/evaluate.py")
 CODE: Mapping[str, tuple[str, ...]] = {  # the same lists stand in dvc.yaml, and a test compares them
     "ingest": ("data", "stages/ingest.py"),
     "validate": ("data", "stages/validate.py"),
     "prepare": ("data", "stages/prepare.py"),
-    "train": (*TABLES, *MODELS, "training", *JUDGE, "stages/train.py"),
-    "evaluate": (*TABLES, *MODELS, "evaluation", "stages/evaluate.py"),
+    "train": TRAIN,
+    "evaluate": EVALUATE,
+    "embed": ("data/item_tables.py", "models", "stages/embed.py"),
+    "cluster": ("data/clustering.py", "data/item_tables.py", "stages/cluster.py"),
+    "train_latent": ("data/item_tables.py", *TRAIN),
+    "evaluate_latent": EVALUATE,
     "leaderboard": ("evaluation", "stages/leaderboard.py"),
     "register": ("registry", "stages/register.py"),
 }

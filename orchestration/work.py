@@ -5,7 +5,7 @@ Heavy imports stand inside the functions, so that the definitions load in a seco
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,6 +14,9 @@ from noise2next.workspace import MANIFEST, read_json
 from orchestration import versions
 from orchestration.metadata import by_cutoff, described, table
 from orchestration.project import Project
+
+if TYPE_CHECKING:
+    from noise2next.evaluation.report import DrawsReport
 
 UNREAD = (
     "data_version",
@@ -144,10 +147,55 @@ def model(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[
     )
 
 
-def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[Any]:
-    """Judge one variant; show every metric on both parts."""
-    from noise2next.stages import evaluate
+def item_embeddings(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Write the item vectors of the variant that the clusters are made of."""
+    from noise2next.stages import embed
     from noise2next.stages.refused import why_refused
+
+    params, space = project.params(), project.space(dataset)
+    if reason := why_refused(params, space, params.clustering.embeddings):
+        return _left_out(reason)
+    report = embed.run(params, space)
+    return _made(space.embedded, described(report, leave_out=("dataset", *UNREAD)))
+
+
+def item_clusters(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Group the items; show where the groups lie and how large they are."""
+    from noise2next.data import item_tables
+    from noise2next.data.vocabulary import Vocabulary
+    from noise2next.stages import cluster
+    from noise2next.stages.refused import why_refused
+    from orchestration import plots
+
+    params, space = project.params(), project.space(dataset)
+    if reason := why_refused(params, space, params.clustering.embeddings):
+        return _left_out(reason)
+    report = cluster.run(params, space)
+    items, pair = Vocabulary.load(space.prepared / "items.parquet"), item_tables.clusters_column(2)
+    shown = {}
+    if pair in report.sizes:
+        vectors = item_tables.read(space.embedded / "item_embeddings.parquet", "vector", items, "embed again")
+        labels = item_tables.read(space.clustered / "item_clusters.parquet", pair, items, "cluster again")
+        shown["two clusters"] = plots.clusters(vectors, labels)
+    sizes = {
+        name: {f"cluster {one}": size for one, size in enumerate(found)} | {"inertia": report.inertia[name]}
+        for name, found in report.sizes.items()
+    }
+    return _made(
+        space.clustered,
+        {
+            **shown,
+            "sizes": table(sizes, "labels"),
+            **described(report, leave_out=("dataset", "sizes", "inertia", *UNREAD)),
+        },
+    )
+
+
+def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[Any]:
+    """Judge one variant; show every metric on both parts, what its draws are worth, and one list as it comes about."""
+    from noise2next.stages import denoise, evaluate
+    from noise2next.stages.refused import why_refused
+    from orchestration import plots
 
     params, space = project.params(), project.space(dataset)
     if reason := why_refused(params, space, variant):
@@ -155,15 +203,40 @@ def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeRe
     report = evaluate.run(params, space, project.settings(), variant)
     metric = params.trainer.metric
     main = {part: found[metric].model_dump() for part, found in report.metrics.items()}
+    drawn = {} if report.draws is None else _of_draws(report.draws)
+    example = denoise.example(params, space, project.settings(), variant)
     return _made(
         space.evaluation(variant),
         {
             metric.replace("@", " at "): table(main, "part"),
             "test": by_cutoff({name: one.mean for name, one in report.metrics["test"].items()}),
             "lists of test": by_cutoff(report.lists["test"]),
-            **described(report, leave_out=("dataset", "variant", *UNREAD, "metrics", "lists")),
+            **drawn,
+            **({} if example is None else {"a list, step by step": plots.denoising(example)}),
+            **described(report, leave_out=("dataset", "variant", *UNREAD, "metrics", "lists", "draws")),
         },
     )
+
+
+def _of_draws(draws: "DrawsReport") -> dict[str, Any]:
+    """The shares of a stochastic model's draws against hits, and what the draws gain."""
+    from orchestration import plots
+
+    bins = {
+        f"above {one.above:.0%} to {one.up_to:.0%}": one.model_dump(exclude={"above", "up_to"}) for one in draws.bins
+    }
+    accuracy = {
+        name: {"one draw": draws.one_draw[name], "by share": draws.by_share[name], "gain": gain.model_dump()}
+        for name, gain in draws.gain.items()
+    }
+    facts = draws.model_dump(include={"draws", "users", "auc", "calibration_error", "diversity", "distinct"})
+    facts |= {f"coverage@{draws.cutoff}, {name}": share for name, share in draws.coverage.items()}
+    return {
+        "shares and hits": plots.reliability(draws),
+        "shares and hits by bin": table(bins, "share of the draws"),
+        "accuracy by share of draws": table(accuracy, "metric"),
+        "draws": table(facts, ""),
+    }
 
 
 def leaderboard(project: Project, dataset: str) -> dg.MaterializeResult[Any]:

@@ -20,7 +20,8 @@ from noise2next.config import load_params
 from noise2next.data import sample
 from noise2next.workspace import Workspace, read_json
 
-STAGES = ["ingest", "validate", "prepare", "train", "evaluate", "leaderboard", "register"]
+LATENT = {"train_latent": "train", "evaluate_latent": "evaluate"}  # the same command, for what waits for the clusters
+STAGES = ["ingest", "validate", "prepare", "train", "evaluate", "embed", "cluster", *LATENT, "leaderboard", "register"]
 PER_VARIANT = {"train", "evaluate"}
 
 PARAMS = """
@@ -42,7 +43,11 @@ datasets:
     split: {kind: leave_one_out}
 trainer: {epochs: 1, metric: recall@20}
 evaluation: {cutoffs: [10, 20], bootstrap_samples: 50}
+clustering: {embeddings: lightgcn, most: 3, n_init: 2}
+latent_variants:
+  latent: {model: tests.latent.Latent, options: {clusters: 2}}
 variants:
+  lightgcn: {model: noise2next.models.light_gcn.LightGCN, options: {layers: 1, embedding_size: 4}}
   most_pop: {model: noise2next.models.popularity.MostPop}
   recent_pop: {model: noise2next.models.popularity.MostPop, weighting: {kind: exponential, half_life_days: 30}}
   ease: {model: noise2next.models.ease.EASE, options: {l2: 100}}
@@ -50,13 +55,16 @@ variants:
 
 # Stands for `noise2next` on the path: writes the stage's folder, its content decided by what the stage may depend on.
 STAND_IN = """#!/bin/sh
-stage=$1 dataset=$3 variant=$5
+stage=$1 dataset=$3 variant=
+[ "$4" = --variant ] && variant=$5
 place=artifacts/$dataset/$stage${variant:+/$variant}
 mkdir -p "$place"
 case $stage in
   train) grep "^  $variant:" params.yaml > "$place/made" ;;
   evaluate) cp "artifacts/$dataset/train/$variant/made" "$place/made" ;;
   leaderboard) cat "artifacts/$dataset/evaluate/"*/made > "$place/made" ;;
+  embed) cp "artifacts/$dataset/train/lightgcn/made" "$place/made" ;;
+  cluster) cp "artifacts/$dataset/embed/made" "$place/made" ;;
   ingest) cat "data/$dataset/"* > "$place/made" ;;
   *) echo "$stage" > "$place/made" ;;
 esac
@@ -145,27 +153,30 @@ def test_dvc_has_the_stages_in_their_order(pipeline):
 
 def test_each_stage_is_a_command(pipeline):
     commands = typer.main.get_command(cli.app).commands
-    assert set(STAGES) <= commands.keys()
+    assert set(STAGES) - LATENT.keys() <= commands.keys()
     for stage, entry in pipeline.items():
         program, command, *options = entry.get("do", entry)["cmd"].split()
-        assert (program, command) == ("noise2next", stage)
-        known = {name for one in commands[stage].params for name in one.opts}
+        assert (program, command) == ("noise2next", LATENT.get(stage, stage))
+        known = {name for one in commands[command].params for name in one.opts}
         assert {option for option in options if option.startswith("--")} <= known
 
 
 def test_each_stage_is_a_module_with_run():
     for stage in STAGES:
-        assert callable(importlib.import_module(f"noise2next.stages.{stage}").run)
+        assert callable(importlib.import_module(f"noise2next.stages.{LATENT.get(stage, stage)}").run)
 
 
 def test_each_stage_is_an_asset_for_each_variant_where_dvc_has_one(repository, pipeline):
     params = load_params(repository / "params.yaml")
+    latent = len(params.latent_variants)
     assets = steps(params)
-    assert list(dict.fromkeys(one.stage for one in assets if one.stage)) == STAGES
+    assert list(dict.fromkeys(one.stage for one in assets if one.stage)) == [
+        stage for stage in STAGES if latent or stage not in LATENT
+    ]
     for stage in STAGES:
-        count = len(params.variants) if stage in PER_VARIANT else 1
+        count = latent if stage in LATENT else len(params.variants) - latent if stage in PER_VARIANT else 1
         assert sum(one.stage == stage for one in assets) == count
-        assert ("variant" in pipeline[stage].get("matrix", {})) == (stage in PER_VARIANT)
+        assert ("variant" in pipeline[stage].get("matrix", {})) == (stage in PER_VARIANT | LATENT.keys())
 
 
 def test_dvc_and_dagster_watch_the_same_code(pipeline):
@@ -185,6 +196,10 @@ def test_dvc_waits_where_dagster_waits(pipeline):
     assert reads["prepare"] == {"ingest", "validate"}
     assert reads["train"] == {"prepare"}
     assert reads["evaluate"] == {"prepare", "train"}
+    assert reads["embed"] == {"prepare", "train"}
+    assert reads["cluster"] == {"prepare", "embed"}
+    assert reads["train_latent"] == {"prepare", "cluster"}
+    assert reads["evaluate_latent"] == {"prepare", "train"}
     assert "evaluate" in reads["leaderboard"]
     assert "leaderboard" in reads["register"]
 
@@ -197,6 +212,10 @@ def test_what_dvc_keeps_is_what_the_workspace_says(pipeline):
         "prepare": space.prepared,
         "train": space.model("${item.variant}"),
         "evaluate": space.evaluation("${item.variant}"),
+        "embed": space.embedded,
+        "cluster": space.clustered,
+        "train_latent": space.model("${item.variant}"),
+        "evaluate_latent": space.evaluation("${item.variant}"),
         "leaderboard": space.leaderboard,
         "register": space.registration,
     }
@@ -221,10 +240,12 @@ def test_the_embedded_sample_is_what_data_dvc_pins(repository, tmp_path):
 
 
 def test_dvc_repro_runs_every_dataset_and_variant_of_params(run_once):
-    datasets, variants = ("shop", "counted"), ("most_pop", "recent_pop", "ease")
-    once = {f"{stage}@{dataset}" for stage in STAGES if stage not in PER_VARIANT for dataset in datasets}
+    datasets, variants = ("shop", "counted"), ("lightgcn", "most_pop", "recent_pop", "ease")
+    many = PER_VARIANT | LATENT.keys()
+    once = {f"{stage}@{dataset}" for stage in STAGES if stage not in many for dataset in datasets}
     each = {f"{stage}@{dataset}-{name}" for stage in PER_VARIANT for dataset in datasets for name in variants}
-    assert run_once[1] == once | each
+    late = {f"{stage}@{dataset}-latent" for stage in LATENT for dataset in datasets}
+    assert run_once[1] == once | each | late
 
 
 def test_dvc_repro_runs_nothing_when_nothing_changed(project):

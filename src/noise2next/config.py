@@ -132,6 +132,12 @@ class ExponentialWeights(Frozen):
 Weighting = Annotated[UniformWeights | LinearWeights | ExponentialWeights, Field(discriminator="kind")]
 
 
+class Noise(Frozen):
+    """False positives at random in what a model reads, never in what it is judged on: `share` of a user's real ones."""
+
+    share: Annotated[float, Field(gt=0, le=10)]
+
+
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +172,7 @@ class Preset(Frozen):
     options: Mapping[str, Any] = {}
     trainer: Mapping[str, Any] = {}
     weighting: Weighting | None = None
+    noise: Noise | None = None
 
 
 class Dataset(Frozen):
@@ -263,8 +270,18 @@ class Variant(Frozen):
     name: str = ""
     model: str  # noise2next.models.diffrec.DiffRec
     weighting: Weighting = UniformWeights()
+    noise: Noise | None = None
     options: Mapping[str, Any] = {}
     trainer: Mapping[str, Any] = {}
+    search: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}  # what `tune` tries, by dotted key
+
+
+class ClusteringConfig(Frozen):
+    """How the items fall into the clusters that latent variants are built from."""
+
+    embeddings: str = "lightgcn"  # the variant whose item vectors are grouped
+    most: PositiveInt = 5  # clusters: there is one set of labels for each number from 1 to this
+    n_init: PositiveInt = 10  # k-means runs, of which the best is kept
 
 
 class Params(Frozen):
@@ -273,9 +290,25 @@ class Params(Frozen):
     seed: Annotated[int, Field(ge=0)] = 1
     engine: Literal["duckdb", "spark"] = "duckdb"
     datasets: Mapping[str, Dataset]
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, Variant]  # the latent ones included
+    latent_variants: Mapping[str, Variant] = {}  # those that are trained on the item clusters
+    clustering: ClusteringConfig = ClusteringConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_latent(cls, tree: Any) -> Any:
+        """Everyone reads one mapping. What has been merged before, as a dump of this model, may be merged again."""
+        if not isinstance(tree, dict):
+            return tree
+        plain, latent = tree.get("variants"), tree.get("latent_variants")
+        if not (isinstance(plain, Mapping) and isinstance(latent, Mapping)):
+            return tree
+        for name in plain.keys() & latent.keys():
+            if plain[name] != latent[name]:
+                raise ValueError(f"{name!r} stands in variants and in latent_variants; give one of them another name")
+        return {**tree, "variants": {**plain, **latent}}
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -289,11 +322,19 @@ class Params(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _clusters(self) -> Self:
+        source = self.clustering.embeddings
+        if self.latent_variants and (source not in self.variants or source in self.latent_variants):
+            raise ValueError(f"clustering.embeddings: {source!r} is not among variants, and latent_variants need it")
+        return self
+
+    @model_validator(mode="after")
     def _trainers(self) -> Self:
         """Every trainer that would ever be used, each fault by its place."""
         self._check_trainer("trainer", {})
         for name, variant in self.variants.items():
-            self._check_trainer(f"variants.{name}.trainer", variant.trainer)
+            mapping = "latent_variants" if name in self.latent_variants else "variants"
+            self._check_trainer(f"{mapping}.{name}.trainer", variant.trainer)
         for dataset_name, dataset in self.datasets.items():
             for name, preset in dataset.presets.items():
                 changed = {**self.variants[name].trainer, **preset.trainer}
@@ -304,7 +345,7 @@ class Params(Frozen):
         try:
             trainer = TrainerConfig.model_validate({**self.trainer.model_dump(), **changed})
         except ValidationError as error:
-            raise ValueError(f"{place}.{_sentences(error)}") from error
+            raise ValueError(f"{place}.{sentences(error)}") from error
         name, _, cutoff = trainer.metric.partition("@")
         if name not in METRICS or cutoff not in map(str, self.evaluation.cutoffs):
             raise ValueError(
@@ -327,6 +368,7 @@ class Params(Frozen):
             name=name,
             model=variant.model,
             weighting=preset.weighting or variant.weighting,
+            noise=preset.noise or variant.noise,
             options={**variant.options, **preset.options},
             trainer={**variant.trainer, **preset.trainer},
         )
@@ -342,6 +384,7 @@ class Settings(BaseSettings):
 
     root: Path = Path(".")  # the folder that holds params.yaml, data/ and artifacts/
     device: str = "auto"  # auto | cpu | cuda | cuda:1
+    shared: Path | None = None  # holds data/ with the official files of papers; None: ../shared beside the root
     tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
 
@@ -374,7 +417,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentences(error)}") from error
+        raise UserError(f"{path}: {sentences(error)}") from error
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -393,7 +436,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: the value is not readable as YAML") from error
 
 
-def _sentences(error: ValidationError) -> str:
+def sentences(error: ValidationError) -> str:
     """Pydantic's findings as one line of `place: what`."""
     found = []
     for one in error.errors():

@@ -22,6 +22,7 @@ from typing import Any
 from noise2next.errors import UserError
 
 MANIFEST = "manifest.json"
+PER_DATASET = ("ingest", "validate", "prepare", "embed", "cluster", "leaderboard", "register")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,16 @@ class Workspace:
         """train.parquet, valid.parquet, test.parquet, users.parquet, items.parquet, report.json"""
         return self.artifacts / "prepare"
 
+    @property
+    def embedded(self) -> Path:
+        """item_embeddings.parquet, report.json"""
+        return self.artifacts / "embed"
+
+    @property
+    def clustered(self) -> Path:
+        """item_clusters.parquet, report.json"""
+        return self.artifacts / "cluster"
+
     def model(self, variant: str) -> Path:
         """config.json, weights.safetensors, vocabulary.parquet, report.json"""
         return self.artifacts / "train" / variant
@@ -98,6 +109,10 @@ class Workspace:
     def evaluation(self, variant: str) -> Path:
         """per_user.parquet, report.json"""
         return self.artifacts / "evaluate" / variant
+
+    def tuning(self, variant: str) -> Path:
+        """The trials of a search over settings, one SQLite file a variant."""
+        return self.artifacts / "tune" / f"{variant}.db"
 
     @property
     def leaderboard(self) -> Path:
@@ -119,11 +134,48 @@ class Workspace:
         return self.artifacts / "register"
 
 
+@dataclass(frozen=True)
+class Reproduction:
+    """The places of one table of published results that is trained again under `root`."""
+
+    root: Path
+    table: str
+
+    @property
+    def work(self) -> Path:
+        return self.root / "artifacts" / "reproduce" / self.table
+
+    def space(self, seed: int, dataset: str) -> Workspace:
+        """A workspace for each seed, so that the models and checkpoints of one leave those of another alone."""
+        return Workspace(self.work / f"seed-{seed}", dataset)
+
+    def prepared_by(self, seed: int) -> Path:
+        """What the seed's prepared split was made from and by."""
+        return self.work / f"seed-{seed}" / "prepared.json"
+
+    def lock(self, variant: str, seed: int) -> Path:
+        """Held while a row is trained and judged under a seed."""
+        return self.work / "locks" / f"{variant}-{seed}"
+
+    @property
+    def runs(self) -> Path:
+        """One JSON file for each finished run."""
+        return self.work / "runs"
+
+    def users(self, key: str) -> Path:
+        """A run's metrics, user by user."""
+        return self.work / "users" / f"{key}.parquet"
+
+    def result(self, suffix: str) -> Path:
+        """The finished table: `.json`, `.md`, `.svg`, `-curves.svg`, `-tuning.json`."""
+        return self.root / "docs" / "results" / f"{self.table}{suffix}"
+
+
 @contextlib.contextmanager
 def writing(place: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it gets a manifest and takes `place`, else nothing has changed."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(place):
+    with locked(place):
         _sweep(place)
         fresh = _fresh(place)
         held = os.open(fresh, os.O_RDONLY)
@@ -131,7 +183,7 @@ def writing(place: Path) -> Iterator[Path]:
     try:
         yield fresh
         _write_manifest(fresh)
-        with _locked(place):
+        with locked(place):
             _swap(fresh, place)
     finally:
         os.close(held)
@@ -230,7 +282,7 @@ def _again(path: Path) -> str:
     match path.parts[path.parts.index("artifacts") + 1 :] if "artifacts" in path.parts else ():
         case (dataset, ("train" | "evaluate") as stage, variant, _, *_):
             return f"`noise2next {stage} --dataset {dataset} --variant {variant}` makes the folder again"
-        case (dataset, ("ingest" | "validate" | "prepare" | "leaderboard" | "register") as stage, _, *_):
+        case (dataset, stage, _, *_) if stage in PER_DATASET:
             return f"`noise2next {stage} --dataset {dataset}` makes the folder again"
     return "make the folder again"
 
@@ -286,8 +338,9 @@ def _sweep(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """One writer at a time for `place`, also across processes."""
+def locked(place: Path) -> Iterator[None]:
+    """One writer at a time for `place`, also across processes; the others wait."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     with (place.parent / f".{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

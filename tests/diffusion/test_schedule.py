@@ -30,6 +30,14 @@ def test_a_linear_variance_has_these_betas_and_only_the_first_is_overridden(firs
     np.testing.assert_allclose(betas("linear-var", 5, 0.1, 0.001, 0.02, first), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear", [1e-4, 5.75e-4, 1.05e-3, 1.525e-3, 2e-3]), ("binomial", [1 / 6, 1 / 5, 1 / 4, 1 / 3, 1 / 2])],
+)
+def test_linear_and_binomial_betas_are_the_published_ones(schedule, expected):
+    np.testing.assert_allclose(betas(schedule, 5, 0.1, 0.001, 0.02), expected, rtol=1e-9)
+
+
 def test_cosine_betas_end_at_the_cap():
     expected = [0.1012940794, 0.279543846, 0.4736353534, 0.7240523691, 0.999]
     np.testing.assert_allclose(betas("cosine", 5, 0.1, 0.001, 0.02), expected, rtol=1e-9)

@@ -22,8 +22,9 @@ from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import judge
 from noise2next.models.artifact import Artifact, ModelCard
-from noise2next.models.base import Recommender, build, model_class, model_config
+from noise2next.models.base import Recommender, Trainable, build, model_class, model_config
 from noise2next.models.popularity import MostPop
+from noise2next.training import checkpoint
 from noise2next.training.fit import fit
 
 USERS, ITEMS, TASTES = 160, 48, 4
@@ -90,6 +91,10 @@ def recall(model: Recommender, split: Split, cutoff: int = 10) -> float:
     return judge(model, split, UniformWeights(), ["test"], EVALUATION, "cpu")["test"].means()[f"recall@{cutoff}"]
 
 
+class Stop(Exception):
+    """A stand-in for the end of the process."""
+
+
 class RecommenderLaws:
     """Inherit, and set `model` and what it needs to learn the planted tastes in a few seconds."""
 
@@ -98,16 +103,18 @@ class RecommenderLaws:
     trainer: ClassVar[TrainerConfig] = TrainerConfig(epochs=30, batch_size=40, patience=30, metric="recall@10")
     tolerance: ClassVar[float] = 1e-5
     plant: ClassVar[Callable[[], Split]] = staticmethod(planted)
+    item_clusters: ClassVar[torch.Tensor] = torch.arange(ITEMS) % 2  # for models that are built from such labels
 
-    def train(self, split: Split, folder: Any, seed: int = 3) -> Recommender:
+    def train(self, split: Split, folder: Any, seed: int = 3, **changes: Any) -> Recommender:
+        """`changes` are the trainer's."""
         torch.manual_seed(seed)
         train = queries_of(split)
         variant = Variant(name="laws", model=self.model, options=self.options)
-        model = build(variant, split.n_items, {"user_keys": train.keys})
+        model = build(variant, split.n_items, {"user_keys": train.keys, "item_clusters": self.item_clusters})
         fit(
             model,
             train,
-            self.trainer,
+            self.trainer.model_copy(update=changes),
             validate=lambda one: judge(one, split, UniformWeights(), ["valid"], EVALUATION, "cpu")["valid"].means(),
             checkpoint=folder / "checkpoint",
             seed=seed,
@@ -158,6 +165,29 @@ class RecommenderLaws:
         assert fitted.state_dict().keys() == again.state_dict().keys()
         for name, value in again.state_dict().items():
             assert torch.equal(value, fitted.state_dict()[name]), name
+
+    def test_a_run_stopped_between_two_batches_resumes_to_the_same_bytes(
+        self, split: Split, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not issubclass(model_class(self.model), Trainable):
+            pytest.skip("learned in one pass")
+        short = {"epochs": 2, "checkpoint_seconds": 0}
+        whole = self.train(split, tmp_path / "whole", **short)
+        save, saved = checkpoint.save, []
+
+        def save_and_stop(*arguments: Any) -> None:
+            save(*arguments)
+            saved.append(arguments)
+            if len(saved) == 3:
+                raise Stop
+
+        monkeypatch.setattr(checkpoint, "save", save_and_stop)
+        with pytest.raises(Stop):
+            self.train(split, tmp_path / "stopped", **short)
+        monkeypatch.setattr(checkpoint, "save", save)
+        resumed = self.train(split, tmp_path / "stopped", **short)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], value), name
 
     def test_a_saved_model_comes_back_with_the_same_scores(
         self, fitted: Recommender, split: Split, tmp_path: Any

@@ -53,6 +53,8 @@ def trained(items=60, **options):
         {"steps": 5, "hidden": (8, 16, 32), "schedule": "cosine"},
         {"steps": 5, "hidden": (16,), "schedule": "binomial", "parameterisation": "eps"},
         {"steps": 5, "hidden": (16,), "noise_scale": 0.0},
+        {"steps": 1, "hidden": (16, 32)},
+        {"steps": 5, "hidden": (16, 32), "step_embedding_size": 0},
         {"steps": 5, "hidden": (16,), "sampling_steps": 3},
         {"steps": 5, "hidden": (16,), "sampling_steps": 5, "parameterisation": "eps", "step_embedding_size": 5},
     ],
@@ -278,11 +280,29 @@ class TestDiffRecPredictingNoise(RecommenderLaws):
     trainer = TrainerConfig(epochs=60, batch_size=40, patience=60, metric="recall@10", learning_rate=0.01)
 
 
+class TestDiffRecInOneStep(RecommenderLaws):
+    model = "noise2next.models.diffrec.DiffRec"
+    options: ClassVar = {"steps": 1, "hidden": [32], "dropout": 0.3}
+    trainer = TrainerConfig(epochs=30, batch_size=40, patience=30, metric="recall@10", learning_rate=0.01)
+
+
+def test_one_step_is_one_pass_through_the_network():
+    made, asked = trained(steps=1, hidden=(16,)), queries(9, 60)
+    once = made.denoiser(asked.multi_hot(), torch.zeros(9, dtype=torch.int64))
+    np.testing.assert_allclose(made.score(asked), once.detach(), atol=1e-5)
+
+
+class TestDiffRecNotToldTheStep(RecommenderLaws):
+    model = "noise2next.models.diffrec.DiffRec"
+    options: ClassVar = {**TestDiffRec.options, "step_embedding_size": 0}
+    trainer = TestDiffRec.trainer
+
+
 @pytest.mark.parametrize(
     ("options", "place"),
     [
         ({"noise_min": 0.02, "noise_max": 0.01}, "noise_min"),
-        ({"steps": 1}, "steps"),
+        ({"steps": 0}, "steps"),
         ({"hidden": []}, "hidden"),
         ({"sampling_steps": 6}, "sampling_steps"),
         ({"noise_scale": 0, "parameterisation": "eps"}, "noise_scale"),

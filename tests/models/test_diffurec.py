@@ -1,13 +1,15 @@
 """DiffuRec: the approximator against a plain padded form, and what its draws and its steps may depend on."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.models.laws import scores
+from tests.models.laws import SequenceLaws, scores
 from torch import Tensor, nn
 
+from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
 from noise2next.models.diffurec import DiffuRec
 
@@ -50,6 +52,13 @@ def plainly(net: DiffuRec, items: list[int], noised: Tensor, share: Tensor) -> T
         inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
         x = x + layer.narrow(inner)
     return net.output_norm(x)[-1]
+
+
+class TestDiffuRec(SequenceLaws):
+    model = "noise2next.models.diffurec.DiffuRec"
+    options: ClassVar = {"size": 16, "blocks": 1, "heads": 2, "steps": 4, "max_length": 8, "embedding_dropout": 0.1}
+    trainer = TrainerConfig(epochs=12, batch_size=64, learning_rate=5e-3, evaluate_every=4, metric="recall@10")
+    tolerance = 1e-4
 
 
 @pytest.mark.parametrize("mask_keys", [False, True])

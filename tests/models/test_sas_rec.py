@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.plain_sequences import PlainSASRec
 from pydantic import ValidationError
 from tests.models.laws import SequenceLaws
 from torch import Tensor
@@ -37,26 +38,19 @@ def histories(lengths: Tensor = LENGTHS, seed: int = 0) -> Queries:
     return Queries(indptr, items, torch.ones(n), None, torch.arange(len(lengths)), ITEMS)
 
 
-def padded_states(made: SASRec, sequence: list[int]) -> Tensor:
-    """The authors' network on one sequence, padded on the left with a zero row and masked: -> [its length, D]."""
-    size, length = made.config.size, len(sequence)
-    real = torch.tensor([False] * (LENGTH - length) + [True] * length)
-    table = torch.cat([torch.zeros(1, size, dtype=torch.float64), made.items.weight])
-    slots = torch.tensor([0] * (LENGTH - length) + [1 + item for item in sequence])
-    x = (table[slots] * size**0.5 + made.positions.weight) * real[:, None]
-    for block in made.blocks:
-        normed = F.layer_norm(x, (size,), block.before_attention.weight, block.before_attention.bias, 1e-8)
-        q, k, v = F.linear(normed, block.query.weight, block.query.bias), block.key(x), block.value(x)
-        heads = []
-        for part in torch.arange(size).chunk(block.heads):
-            logits = q[:, part] @ k[:, part].T / len(part) ** 0.5
-            logits = logits.masked_fill(~real[None, :], -(2.0**32) + 1)
-            logits = logits.masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -(2.0**32) + 1)
-            heads.append(logits.softmax(dim=1) * real[:, None] @ v[:, part])
-        x = torch.cat(heads, dim=1) + normed
-        normed = F.layer_norm(x, (size,), block.before_layers.weight, block.before_layers.bias, 1e-8)
-        x = (normed + block.outer(F.relu(block.inner(normed)))) * real[:, None]
-    return made.norm(x)[LENGTH - length :]
+def plain_form(made: SASRec) -> PlainSASRec:
+    """The benchmark's peer with the same weights: sequences padded on the left, padding masked."""
+    config = made.config
+    plain = PlainSASRec(ITEMS, config.size, config.blocks, config.heads, config.max_length, config.dropout).double()
+    weights = made.state_dict()
+    padding = torch.zeros(1, config.size, dtype=torch.float64)
+    plain.load_state_dict({**weights, "items.weight": torch.cat([padding, weights["items.weight"]])})
+    return plain
+
+
+def padded(sequences: list[list[int]]) -> Tensor:
+    """[B, L]: padded on the left, items from 1."""
+    return torch.tensor([[0] * (LENGTH - len(one)) + [1 + item for item in one] for one in sequences])
 
 
 def sequences(asked: Queries) -> list[list[int]]:
@@ -66,14 +60,15 @@ def sequences(asked: Queries) -> list[list[int]]:
 @pytest.mark.parametrize("heads", [1, 2])
 def test_packed_states_are_those_of_sequences_padded_on_the_left(heads: int) -> None:
     made, recent = model(heads=heads), histories().last(LENGTH)
-    expected = torch.cat([padded_states(made, one) for one in sequences(recent)])
+    inputs = padded(sequences(recent))
+    expected = plain_form(made)(inputs)[inputs > 0]
     found = made.states(recent.items, Packing(recent.indptr))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 def test_scores_are_the_newest_state_times_the_items() -> None:
     made, asked = model(), histories()
-    newest = torch.stack([padded_states(made, one[-LENGTH:])[-1] for one in sequences(asked)])
+    newest = plain_form(made)(padded(sequences(asked.last(LENGTH))))[:, -1]
     torch.testing.assert_close(made.score(asked), newest @ made.items.weight.T, rtol=0, atol=1e-10)
 
 
@@ -110,23 +105,25 @@ def test_places_are_counted_from_the_newest() -> None:
 
 
 @pytest.mark.parametrize("loss", ["bce", "ce"])
-def test_each_place_is_asked_for_its_next_item(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_gradients_are_those_of_the_plain_form(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, batch = model(loss), histories(LENGTHS[LENGTHS > 1])
-    wrong = torch.arange(1000) % ITEMS
-    monkeypatch.setattr("noise2next.models.sas_rec.Unseen.draw", lambda self, rows: wrong[: len(rows)])
-    states, right = [], []
-    for one in sequences(batch):
-        window = one[-LENGTH - 1 :]
-        states.append(padded_states(made, window[:-1]))
-        right += window[1:]
-    logits = torch.cat(states) @ made.items.weight.T
-    if loss == "ce":
-        expected = F.cross_entropy(logits, torch.tensor(right))
-    else:
-        good, bad = (logits.gather(1, x[:, None]) for x in (torch.tensor(right), wrong[: len(right)]))
-        expected = -(good.sigmoid().log() + (1 - bad.sigmoid()).log()).mean()
+    windows = sequences(batch.last(LENGTH + 1))
+    inputs, targets = padded([one[:-1] for one in windows]), padded([one[1:] for one in windows])
+    wrong = torch.arange(int((targets > 0).sum())) % ITEMS
+    monkeypatch.setattr("noise2next.models.sas_rec.Unseen.draw", lambda self, rows: wrong)
     (found,) = made.loss(batch, "train", Clock()).values()
+    plain = plain_form(made)
+    if loss == "ce":
+        expected = plain.cross_entropy(inputs, targets)
+    else:
+        negatives = torch.zeros_like(targets).masked_scatter(targets > 0, wrong + 1)
+        expected = plain.binary_cross_entropy(inputs, targets, negatives)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    found.backward()
+    expected.backward()
+    for (name, one), other in zip(made.named_parameters(), plain.parameters(), strict=True):
+        right = other.grad[1:] if name == "items.weight" else other.grad
+        torch.testing.assert_close(one.grad, right, rtol=0, atol=1e-10)
 
 
 def test_the_wrong_item_is_nowhere_in_the_whole_history(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noise2next.nn import losses
-from noise2next.nn.losses import softmax_cross_entropy
+from noise2next.nn.losses import gaussian_kl, multinomial_nll, softmax_cross_entropy
+from noise2next.nn.sparse import SparseRows
 
 ROWS, ITEMS, SIZE = 150, 40, 6
 
@@ -88,3 +89,50 @@ def test_softmax_cross_entropy_of_a_bfloat16_state_gives_it_a_bfloat16_gradient(
 def test_the_smoothest_guess_costs_the_logarithm_of_the_items() -> None:
     loss = softmax_cross_entropy(torch.zeros(3, SIZE), torch.randn(ITEMS, SIZE), torch.tensor([0, 5, 39]))
     assert float(loss) == pytest.approx(torch.tensor(float(ITEMS)).log().item(), rel=1e-6)
+
+
+def sparse(dense: Tensor) -> SparseRows:
+    places = dense.nonzero()
+    indptr = F.pad(torch.bincount(places[:, 0], minlength=len(dense)).cumsum(0), (1, 0))
+    return SparseRows(indptr, places[:, 1], dense[places[:, 0], places[:, 1]], dense.shape[1])
+
+
+def test_the_multinomial_likelihood_of_a_row_is_the_published_one() -> None:
+    target = sparse(torch.tensor([[1.0, 1, 0, 0]]))
+    found = multinomial_nll(torch.tensor([[1.0, 2, 0, -1]]), target)
+    assert float(found) == pytest.approx(1.8803793971, abs=1e-6)
+
+
+def test_the_multinomial_likelihood_and_its_gradient_are_those_of_dense_targets() -> None:
+    draw = torch.Generator().manual_seed(0)
+    dense = torch.rand(9, ITEMS, generator=draw) * (torch.rand(9, ITEMS, generator=draw) < 0.3)
+    dense[4] = 0
+    logits = (3 * torch.randn(9, ITEMS, generator=draw)).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    found = multinomial_nll(logits, sparse(dense))
+    expected = -(exact.log_softmax(dim=1) * dense).sum(dim=1).mean()
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    for one, other in zip(with_gradients(found, logits), with_gradients(expected, exact), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-7)
+
+
+def test_the_multinomial_likelihood_of_bfloat16_logits_is_summed_in_float32() -> None:
+    target, logits = sparse(torch.eye(4, ITEMS)), torch.randn(4, ITEMS).bfloat16().requires_grad_()
+    found = multinomial_nll(logits, target)
+    assert found.dtype == torch.float32
+    assert float(found.detach()) == pytest.approx(float(multinomial_nll(logits.detach().float(), target)), abs=1e-6)
+    found.backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
+
+
+def test_the_divergence_of_a_gaussian_is_the_published_one() -> None:
+    found = gaussian_kl(torch.tensor([[0.5, -0.2]]), torch.tensor([[-0.1, 0.3]]))
+    assert float(found) == pytest.approx(0.1723481128, abs=1e-6)
+
+
+def test_the_divergence_is_that_of_torch_summed_over_the_latent() -> None:
+    mean, log_variance = torch.randn(5, 3), torch.randn(5, 3)
+    one = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    expected = torch.distributions.kl_divergence(one, torch.distributions.Normal(0.0, 1.0)).sum(dim=1).mean()
+    torch.testing.assert_close(gaussian_kl(mean, log_variance), expected)

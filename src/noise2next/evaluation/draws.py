@@ -148,14 +148,14 @@ def _bins(found: Draws, hit: NDArray[np.bool_]) -> list[ShareBin]:
     draws, counts = len(found.lists), found.pairs.counts
     place = (counts * BINS + draws - 1) // draws - 1  # whole numbers, so that a share of 30 % is never above 30 %
     pairs = np.bincount(place, minlength=BINS)
-    shares = np.bincount(place, counts / draws, BINS)
+    listed = np.bincount(place, counts, BINS)
     taken = np.bincount(place, hit, BINS)
     return [
         ShareBin(
             above=at / BINS,
             up_to=(at + 1) / BINS,
             pairs=int(pairs[at]),
-            mean_share=float(shares[at] / pairs[at]),
+            mean_share=float(listed[at] / (draws * pairs[at])),
             hit_rate=float(taken[at] / pairs[at]),
         )
         for at in np.flatnonzero(pairs).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from noise2next.config import Frozen, Weighting
+from noise2next.config import Frozen, Noise, Weighting
 from noise2next.evaluation.significance import Interval
 
 
@@ -43,6 +43,7 @@ class EvaluationReport(Frozen):
     model: str
     options: dict[str, Any]
     weighting: Weighting
+    noise: Noise | None = None  # in the histories that were read
     split: str
     history: str
     mask_seen: bool
@@ -89,6 +90,7 @@ class LeaderboardRow(Frozen):
     simple: bool  # learned in one pass, without gradient steps
     options: dict[str, Any]
     weighting: Weighting
+    noise: Noise | None = None  # in the histories that were read
     metrics: dict[str, Interval]
     valid: dict[str, Interval]
     lists: dict[str, float]

@@ -39,7 +39,8 @@ class Recommender(nn.Module, ABC):
     """
 
     Config: ClassVar[type[ModelConfig]]
-    inputs: ClassVar[tuple[str, ...]] = ()  # besides its options: user_keys [U] int64, item_clusters [I] int64
+    inputs: ClassVar[tuple[str, ...]] = ()  # besides its options: user_keys [U] int64; item_clusters [I] int64, 0 to
+    # below the option `clusters`, for which the variant must stand in `latent_variants`
     reads_order: ClassVar[bool] = False  # whether the order of a history matters, whatever the options
     scoring_seed: int = 0  # with a query's key it decides every draw of a stochastic `score`
 

@@ -48,8 +48,10 @@ from noise2next.data.queries import Queries
 from noise2next.data.vocabulary import Vocabulary, stable_key
 from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
+from noise2next.evaluation.denoising import Courses, courses
 from noise2next.evaluation.draws import draw_lists
 from noise2next.models.artifact import Artifact
+from noise2next.models.base import HasDenoising
 from noise2next.nn.top_k import top_k
 from noise2next.training.device import choose_device
 from noise2next.workspace import read_json, require, verify, write_json, writing
@@ -231,6 +233,17 @@ class Package:
             )
             for items, shares, diversity, distinct, known, unknown in rows
         ]
+
+    def denoise(self, questions: Questions, k: int, exclude_seen: bool = True) -> Courses:
+        """How the list of one query comes about, step by step. Raises UserError for a model without such steps."""
+        model = self.artifact.model
+        if not isinstance(model, HasDenoising):
+            raise UserError(
+                f"{self.artifact.card.variant.name}: its list does not come about in steps; name with --variant a "
+                "diffusion model, as a DiffRec"
+            )
+        with _one_float32():
+            return courses(model.denoising(questions.queries), questions.queries if exclude_seen else None, k)
 
     def everyone(
         self, k: int, exclude_seen: bool = True

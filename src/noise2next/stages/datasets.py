@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -130,7 +130,7 @@ def add(
         known = name in tree["datasets"]
         _write_entry(tree["datasets"], name, source, {"positive": positive, "split": split, "k_core": k_core})
         text = _text(tree)
-        _check(space, text)
+        _check(space, text, f"datasets add {space.dataset}")
         _refuse_unread(space, source.path)
         _refuse_loss(space)
         with _restored(space.data_pointer), _placed(space, source):
@@ -306,6 +306,17 @@ def _restored(file: Path) -> Iterator[None]:
 # --- the entry --------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def edited(space: Workspace, who: str) -> Iterator[CommentedMap]:
+    """params.yaml to change, comments kept; on a clean exit it is checked and written. One editor at a time."""
+    with _alone(space):
+        tree = _tree(space)
+        yield tree
+        text = _text(tree)
+        _check(space, text, who)
+        write_atomically(space.params, text)
+
+
 def _tree(space: Workspace) -> CommentedMap:
     """params.yaml with its comments, after a check that it is sound."""
     load_params(space.params)
@@ -319,7 +330,7 @@ def _text(tree: CommentedMap) -> bytes:
     return out.getvalue()
 
 
-def _check(space: Workspace, text: bytes) -> None:
+def _check(space: Workspace, text: bytes, who: str) -> None:
     """Read the new params.yaml before it replaces the old one."""
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / space.params.name
@@ -327,7 +338,7 @@ def _check(space: Workspace, text: bytes) -> None:
         try:
             load_params(trial)
         except UserError as error:
-            raise UserError(str(error).replace(str(trial), f"datasets add {space.dataset}")) from error
+            raise UserError(str(error).replace(str(trial), who)) from error
 
 
 def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[str, Any]) -> None:
@@ -349,7 +360,7 @@ def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[s
     if said["k_core"] is not None or new:
         entry["k_core"] = said["k_core"] or 1  # a filter over the whole log is a choice, and one that knows the future
     if said["split"] is not None or new:
-        entry["split"] = _flow(_split(source, said["split"]))
+        entry["split"] = flow(_split(source, said["split"]))
 
 
 def _found(name: str, source: Source) -> dict[str, Any]:
@@ -363,9 +374,9 @@ def _found(name: str, source: Source) -> dict[str, Any]:
         "separator": source.separator,
         "header": False if delimited and not source.header else None,
         "encoding": source.encoding if source.encoding != "utf-8" else None,
-        "columns": _flow(columns) if source.format not in ("diffrec", "sequences") else None,
+        "columns": flow(columns) if source.format not in ("diffrec", "sequences") else None,
         "time_unit": source.time_unit,
-        "names": None if names is None else _flow(names.model_dump(exclude_defaults=True)),
+        "names": None if names is None else flow(names.model_dump(exclude_defaults=True)),
     }
 
 
@@ -384,7 +395,7 @@ def _split(source: Source, kind: str | None) -> dict[str, Any]:
     return {"kind": kind}
 
 
-def _flow(values: dict[str, Any]) -> CommentedMap:
+def flow(values: Mapping[str, Any]) -> CommentedMap:
     """A mapping on one line."""
     node = CommentedMap(values)
     node.fa.set_flow_style()

@@ -43,7 +43,8 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
     artifact = Artifact.load(place, device)
     refuse_other_data(space, artifact.card, place)
     split = Split.load(space.prepared, dataset.split, dataset.has_clock)
-    evaluator = Evaluator(split, artifact.card.variant.weighting, PARTS, params.evaluation, device)
+    trained = artifact.card.variant
+    evaluator = Evaluator(split, trained.weighting, PARTS, params.evaluation, device, trained.noise, artifact.card.seed)
     found = evaluator.judge(artifact.model)
     drawn = None
     if artifact.model.stochastic:
@@ -52,9 +53,10 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
     report = EvaluationReport(
         dataset=space.dataset,
         variant=variant,
-        model=artifact.card.variant.model,
-        options=dict(artifact.card.variant.options),
-        weighting=artifact.card.variant.weighting,
+        model=trained.model,
+        options=dict(trained.options),
+        weighting=trained.weighting,
+        noise=trained.noise,
         split=split.config.kind,
         history=split.config.history,
         mask_seen=split.config.mask_seen,

@@ -10,7 +10,7 @@ from noise2next.errors import UserError
 from noise2next.evaluation.report import LeaderboardReport
 from noise2next.models.base import model_config
 from noise2next.registry import tracking
-from noise2next.stages import evaluate, ingest, leaderboard, prepare, register, train, validate
+from noise2next.stages import cluster, embed, evaluate, ingest, leaderboard, prepare, register, train, validate
 from noise2next.stages.refused import why_refused
 from noise2next.stages.register import RegistrationReport
 from noise2next.workspace import Workspace, alone
@@ -23,6 +23,7 @@ class PipelineReport(Frozen):
 
     dataset: str
     trained: list[str]
+    required: dict[str, str]  # variant that was not asked for: who needs it
     skipped: dict[str, str]  # variant: why this dataset cannot have it
     leaderboard: LeaderboardReport
     leaderboard_page: str
@@ -52,20 +53,43 @@ def _go(
     validate.run(params, space)
     prepare.run(params, space)
     chosen, skipped = choose(params, space, variants)
-    for name in chosen:
-        train.run(params, space, settings, name, progress)
-        evaluate.run(params, space, settings, name)
+    required = _required(params, chosen)
+    for name, who in required.items():
+        log.info("%s: %s is trained too: %s", space.dataset, name, who)
+    latent = [name for name in chosen if name in params.latent_variants]
+    plain = [*required, *(name for name in chosen if name not in latent)]
+    for name in plain:
+        _train(params, space, settings, name, progress)
+    if latent:
+        embed.run(params, space)
+        cluster.run(params, space)
+    for name in latent:
+        _train(params, space, settings, name, progress)
     board = leaderboard.run(params, space)
     registration = register.run(params, space, settings)
     page = str(space.leaderboard / "leaderboard.html")
     return PipelineReport(
         dataset=space.dataset,
-        trained=chosen,
+        trained=[*plain, *latent],
+        required=required,
         skipped=skipped,
         leaderboard=board,
         leaderboard_page=page,
         registration=registration,
     )
+
+
+def _train(params: Params, space: Workspace, settings: Settings, variant: str, progress: bool) -> None:
+    train.run(params, space, settings, variant, progress)
+    evaluate.run(params, space, settings, variant)
+
+
+def _required(params: Params, chosen: Sequence[str]) -> dict[str, str]:
+    """The variant whose item vectors are clustered, where latent ones are chosen without it, and why."""
+    latent = [name for name in chosen if name in params.latent_variants]
+    if not latent or params.clustering.embeddings in chosen:
+        return {}
+    return {params.clustering.embeddings: f"the item clusters of {', '.join(latent)} are made of its item vectors"}
 
 
 def choose(

@@ -14,7 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from noise2next.config import Frozen, Params, Variant
+from noise2next.data.clustering import LEAST
 from noise2next.data.weighting import refusal
+from noise2next.errors import UserError
 from noise2next.models.base import model_class, model_config
 from noise2next.workspace import MANIFEST, Workspace, verify
 
@@ -32,21 +34,48 @@ class LeftOut(Frozen):
 def why_refused(params: Params, space: Workspace, variant: str, prepared: bool = True) -> str | None:
     """Why `space.dataset` cannot have `variant`; None where it can.
 
-    With `prepared` the size of the prepared catalogue counts too, if there is one.
+    With `prepared` the size of the prepared catalogue counts too, if there is one. Raises UserError for an entry that
+    stands in the wrong mapping, or that wants more clusters than are made: no dataset could have it.
     """
     entry = params.dataset(space.dataset)
     chosen = params.variant(variant, space.dataset)
+    clusters = _clusters(params, chosen)
     reason = refusal(chosen.weighting, entry.has_clock, entry.has_order)
     if reason is None and not entry.has_order and _needs_order(chosen):
         reason = "it reads histories in their order, and this log has no time column"
+    if reason is None and clusters is not None:
+        source = params.clustering.embeddings
+        without = why_refused(params, space, source, prepared)
+        reason = None if without is None else f"it needs the item clusters, and they need {source}: {without}"
     if reason is None and prepared and (space.prepared / MANIFEST).is_file():
         verify(space.prepared)
-        return _too_large(chosen.model, pq.read_metadata(space.prepared / "items.parquet").num_rows)
+        n_items = pq.read_metadata(space.prepared / "items.parquet").num_rows
+        return _too_small(clusters, n_items) or _too_large(chosen.model, n_items)
     return reason
 
 
 def _needs_order(variant: Variant) -> bool:
     return model_class(variant.model).needs_order(model_config(variant.model, variant.options))
+
+
+def _clusters(params: Params, variant: Variant) -> int | None:
+    """How many item clusters the variant is built from; None for one that does without."""
+    latent = "item_clusters" in model_class(variant.model).inputs
+    if latent != (variant.name in params.latent_variants):
+        right, wrong = ("latent_variants", "variants") if latent else ("variants", "latent_variants")
+        raise UserError(f"params.yaml: {variant.name!r} stands in {wrong}; {variant.model} belongs in {right}")
+    if not latent:
+        return None
+    clusters = int(model_config(variant.model, variant.options).model_dump()["clusters"])
+    if clusters > params.clustering.most:
+        raise UserError(f"params.yaml: {variant.name!r} wants {clusters} clusters; raise clustering.most to that")
+    return clusters
+
+
+def _too_small(clusters: int | None, n_items: int) -> str | None:
+    if clusters is None or n_items >= LEAST * clusters:
+        return None
+    return f"it needs {LEAST} items for each of its {clusters} clusters, and the catalogue has {n_items} in all"
 
 
 def _too_large(model: str, n_items: int) -> str | None:
