@@ -57,7 +57,8 @@ def without(longer: list, shorter: list) -> list:
 
 
 def equal(one: Interactions, other: Interactions) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("indptr", "items", "times", "weights"))
+    names = ("indptr", "items", "times", "weights")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 @settings(max_examples=30, deadline=None)
@@ -199,6 +200,7 @@ def test_what_will_be_judged_is_not_looked_at() -> None:
     config, split = EvaluationConfig(cutoffs=(5,), memory_mb=64), a_split()
     one, other = Recorder(), Recorder()
     Evaluator(split, UniformWeights(), ["test"], config, "cpu", Noise(share=0.5), 1).judge(one)
-    moved = replace(split.test, items=np.where(split.test.items < 0, -1, (split.test.items + 7) % ITEMS).astype(np.int32))
+    others = np.where(split.test.items < 0, -1, (split.test.items + 7) % ITEMS)
+    moved = replace(split.test, items=others.astype(np.int32))
     Evaluator(replace(split, test=moved), UniformWeights(), ["test"], config, "cpu", Noise(share=0.5), 1).judge(other)
     assert torch.equal(one.asked[0].items, other.asked[0].items)
