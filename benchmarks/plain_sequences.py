@@ -84,6 +84,79 @@ class PlainBlock(nn.Module):
         return normed + self.dropout(self.outer(self.dropout(F.relu(self.inner(normed)))))
 
 
+class PlainDiffuRec(nn.Module):
+    """DiffuRec as in the authors' code, every history padded to the full length; modules are named as in `DiffuRec`."""
+
+    def __init__(
+        self, n_items: int, size: int, blocks: int, heads: int, steps: int, dropouts: tuple[float, float], mask: bool
+    ) -> None:
+        super().__init__()
+        self.steps, self.mask_keys = steps, mask
+        self.items = nn.Embedding(n_items + 1, size)
+        self.normalise = nn.LayerNorm(size, eps=1e-12)
+        self.tell_step = nn.Sequential(nn.Linear(size, 4 * size), nn.SiLU(), nn.Linear(4 * size, size))
+        self.layers = nn.ModuleList(PlainLayer(size, heads, dropouts[1]) for _ in range(blocks))
+        self.output_norm = nn.LayerNorm(size, eps=1e-12)
+        self.embedding_dropout, self.dropout = nn.Dropout(dropouts[0]), nn.Dropout(dropouts[1])
+
+    def forward(self, inputs: Tensor, x_t: Tensor, t: Tensor, share: Tensor) -> Tensor:
+        """inputs [B, L], x_t [B, H], t [B], lambda `share` [B, L, H] -> x_0 [B, H]"""
+        half = x_t.shape[1] // 2
+        angles = (t * (1000.0 / self.steps))[:, None] * 10000.0 ** (-torch.arange(half) / half)
+        noised = x_t + self.tell_step(torch.cat([angles.cos(), angles.sin()], dim=1))
+        state = self.normalise(self.embedding_dropout(self.items(inputs))) + share * noised[:, None, :]
+        for layer in self.layers:
+            state = self.dropout(layer(state, inputs > 0, self.mask_keys))
+        return self.output_norm(self.dropout(state))[:, -1]
+
+    def cross_entropy(self, inputs: Tensor, targets: Tensor, x_t: Tensor, t: Tensor, share: Tensor) -> Tensor:
+        """Against all items and the padding: [B, L], [B] and as in `forward` -> a scalar."""
+        return F.cross_entropy(self(inputs, x_t, t, share) @ self.items.weight.T, targets)
+
+
+class PlainLayer(nn.Module):
+    """A pre-norm encoder layer; the mask lies on the keys, or on the rows of the queries as in the authors' code."""
+
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_feed_forward = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.query, self.key, self.value, self.mix = (nn.Linear(size, size) for _ in range(4))
+        self.widen, self.narrow = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, real: Tensor, mask_keys: bool) -> Tensor:
+        """x [B, L, H], real [B, L]"""
+        batch, length, size = x.shape
+        normed = self.before_attention(x)
+        q, k, v = (
+            part(normed).view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
+        )
+        logits = q @ k.transpose(-1, -2) / (size // self.heads) ** 0.5
+        hidden = ~real[:, None, None, :] if mask_keys else ~real[:, None, :, None]
+        share = self.dropout(logits.masked_fill(hidden, -1e9).softmax(dim=-1))
+        x = x + self.dropout(self.mix((share @ v).transpose(1, 2).reshape(batch, length, size)))
+        inner = self.widen(self.before_feed_forward(x))
+        inner = 0.5 * inner * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (inner + 0.044715 * inner**3)))
+        return x + self.dropout(self.narrow(self.dropout(inner)))
+
+
+def prefixes(histories: Sequence[list[int]]) -> list[tuple[list[int], int]]:
+    """Every prefix of every history with what came next."""
+    return [(history[:at], history[at]) for history in histories for at in range(1, len(history))]
+
+
+def prefix_batches(
+    samples: Sequence[tuple[list[int], int]], order: Sequence[int], size: int, max_length: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples in `order`, `size` at a time: inputs [B, L], padded on the left, and targets [B]."""
+    for start in range(0, len(order), size):
+        chosen = [samples[at] for at in order[start : start + size]]
+        padded = [[0] * (max_length - len(prefix)) + prefix[-max_length:] for prefix, _ in chosen]
+        yield torch.tensor(padded), torch.tensor([target for _, target in chosen])
+
+
 def batches(
     histories: Sequence[list[int]], order: Sequence[int], size: int, max_length: int
 ) -> Iterator[tuple[Tensor, Tensor]]:

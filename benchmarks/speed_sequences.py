@@ -33,13 +33,14 @@ import plain_sequences
 import pyarrow.parquet as pq
 import torch
 from machine import processor
-from plain_sequences import PlainSASRec
+from plain_sequences import PlainDiffuRec, PlainSASRec
 from torch import Tensor, nn
 
 from noise2next.data.interactions import Interactions
 from noise2next.data.negatives import Unseen
 from noise2next.data.queries import Queries
 from noise2next.models.base import Clock, Trainable
+from noise2next.models.diffurec import DiffuRec
 from noise2next.models.sas_rec import SASRec
 from noise2next.training.device import use_fast_float32
 
@@ -163,9 +164,130 @@ def take_weights(plain: PlainSASRec, model: SASRec) -> None:
     plain.load_state_dict({**weights, "items.weight": torch.cat([table.new_zeros(1, table.shape[1]), table])})
 
 
+# --- DiffuRec's training epoch and reverse step -----------------------------------------------------------------------
+
+
+def plain_of(model: DiffuRec) -> PlainDiffuRec:
+    """The plain form of the same options and weights; its padding is item 0, ours the last row."""
+    of = model.config
+    dropouts = of.embedding_dropout, of.dropout
+    plain = PlainDiffuRec(model.n_items, of.size, of.blocks, of.heads, of.steps, dropouts, of.mask_keys)
+    weights = model.state_dict()
+    plain.load_state_dict({**weights, "items.weight": weights["items.weight"].roll(1, dims=0)})
+    return plain
+
+
+def diffurec(train: Queries, mask_keys: bool, dropout: bool = True, size: int = 512) -> Case:
+    """Both sides take prefixes in an order of their own: which ones makes no difference to the time."""
+    off = {} if dropout else {"dropout": 0.0, "embedding_dropout": 0.0, "uncertainty": 0.5}
+    torch.manual_seed(1)
+    model = DiffuRec(DiffuRec.Config(mask_keys=mask_keys, **off), train.n_items)
+    plain, of = plain_of(model), model.config
+    samples = plain_sequences.prefixes(in_lists(train))
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+    steps, plain_steps = optimiser(model), optimiser(plain)
+
+    def drawn(count: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As the model draws: steps, noise of the target, lambda."""
+        t = torch.randint(of.steps, (count,))
+        return t, torch.randn(count, of.size), torch.randn(tokens, of.size).add_(1).mul_(of.uncertainty)
+
+    def noised(targets: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return model.process.add_noise(plain.items(targets), t, noise)
+
+    def ours(count: int) -> None:
+        train_steps(model, steps, islice(model.batches(train, size, torch.Generator().manual_seed(0)), count))
+
+    def plainly(count: int) -> None:
+        plain.train()
+        for inputs, targets in plain_sequences.prefix_batches(samples, order[: count * size], size, of.max_length):
+            t, noise, share = drawn(len(targets), inputs.numel())
+            share = share.view(*inputs.shape, -1)
+            value = plain.cross_entropy(inputs, targets, noised(targets, t, noise), t, share)
+            plain_steps.zero_grad()
+            value.backward()
+            plain_steps.step()
+
+    def apart() -> float:
+        if dropout:
+            return diffurec(train, mask_keys, False, size).apart()
+        batch = next(model.batches(train, size, torch.Generator().manual_seed(0)))
+        inputs = torch.zeros(len(batch), of.max_length, dtype=torch.int64)
+        history, targets = batch.before_last()
+        places = torch.arange(of.max_length) >= of.max_length - history.lengths[:, None]
+        inputs[places] = history.items + 1
+        torch.manual_seed(2)
+        found = model.loss(batch, "train", Clock())["cross_entropy"]
+        torch.manual_seed(2)
+        t, noise, lambdas = drawn(len(batch), int(history.lengths.sum()) if mask_keys else inputs.numel())
+        share = torch.zeros(*inputs.shape, of.size)
+        share[places if mask_keys else torch.ones_like(places)] = lambdas
+        return difference(found, plain.cross_entropy(inputs, targets + 1, noised(targets + 1, t, noise), t, share))
+
+    form = "padding left out" if mask_keys else "as published"
+    return Case(
+        f"DiffuRec, {form}: training epoch",
+        f"batch of {size} prefixes",
+        -(-len(samples) // size),
+        6.0 if mask_keys else 2.8,
+        ours,
+        plainly,
+        apart,
+    )
+
+
+def diffurec_reverse(train: Queries, mask_keys: bool, size: int = 512) -> Case:
+    """One evaluation's reverse steps of `size` users: 32 for each of the batches of users."""
+    torch.manual_seed(1)
+    model = DiffuRec(DiffuRec.Config(mask_keys=mask_keys), train.n_items).eval()
+    plain, of = plain_of(model).eval(), model.config
+    users = train.select(torch.arange(size))
+    histories = in_lists(users)
+    padded = torch.tensor([[0] * (of.max_length - len(one)) + one[-of.max_length :] for one in histories])
+
+    def plain_chain(count: int) -> Tensor:
+        """The vectors restored after `count` steps, with no lambda, so that nothing in them is drawn."""
+        x_t, t = torch.randn(size, of.size), torch.zeros(size, dtype=torch.int64)
+        with torch.no_grad():
+            for step in list(reversed(range(of.steps)))[:count]:
+                share = torch.randn(*padded.shape, of.size).add_(1).mul_(uncertainty[0])
+                x0 = plain(padded, x_t, t + step, share)
+                x_t = model.process.posterior_sample_wide(x0, x_t, t + step, torch.randn_like(x0))
+        return x0
+
+    def our_chain(count: int) -> Tensor:
+        with torch.no_grad():
+            *_, (_, x0) = islice(model._reverse(users), count)
+        return x0
+
+    uncertainty = [of.uncertainty]
+
+    def apart() -> float:
+        model.config = of.model_copy(update={"uncertainty": 0.0})
+        uncertainty[0] = 0.0
+        found, expected = our_chain(2), plain_chain(2)
+        model.config, uncertainty[0] = of, of.uncertainty
+        return float((found - expected).abs().max() / expected.abs().max())
+
+    form = "padding left out" if mask_keys else "as published"
+    return Case(
+        f"DiffuRec, {form}: reverse steps of an evaluation",
+        f"step of {size} users",
+        of.steps * -(-len(train) // size),
+        2.3,
+        our_chain,
+        plain_chain,
+        apart,
+    )
+
+
 CASES: dict[str, Callable[[Queries], Case]] = {
     "ce": lambda train: sas_rec(train, "ce", 0.5),
     "bce": lambda train: sas_rec(train, "bce", 0.5),
+    "diffurec": lambda train: diffurec(train, mask_keys=False),
+    "diffurec_mask_keys": lambda train: diffurec(train, mask_keys=True),
+    "reverse": lambda train: diffurec_reverse(train, mask_keys=False),
+    "reverse_mask_keys": lambda train: diffurec_reverse(train, mask_keys=True),
 }
 
 

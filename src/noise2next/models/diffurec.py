@@ -131,12 +131,21 @@ class DiffuRec(Trainable):
 
     @torch.no_grad()
     def score(self, queries: Queries) -> Tensor:
-        *_, (_, scores) = self.denoising(queries)
-        return scores
+        *_, (_, x0) = self._reverse(queries)
+        return self._scores(x0)
 
     @torch.no_grad()
     def denoising(self, queries: Queries) -> Iterator[tuple[int, Tensor]]:
-        """Each step of the reverse chain, noisiest first: (t, scores [B, I] of the x_0 restored there)."""
+        """What is restored at each step, as scores [B, I]."""
+        for step, x0 in self._reverse(queries):
+            yield step, self._scores(x0)
+
+    def _scores(self, x0: Tensor) -> Tensor:
+        """[B, H] -> [B, I]: the padding is no item."""
+        return F.linear(x0, self.items.weight[:-1])
+
+    def _reverse(self, queries: Queries) -> Iterator[tuple[int, Tensor]]:
+        """(t, the x_0 [B, H] restored from x_t) for t from T - 1 down to 0; the last is what the chain returns."""
         count = self.config.steps_at_inference or self.config.steps
         process, steps = self.process.respaced(count)
         tokens, packing, padded = self._read(queries)
@@ -147,7 +156,7 @@ class DiffuRec(Trainable):
             share = table.rows(keys, step, packing.age).add_(1).mul_(self.config.uncertainty)
             t = torch.full((len(queries),), step, device=queries.device)
             x0 = self._restore(tokens, packing, padded, x_t, t, share)
-            yield step, F.linear(x0, self.items.weight[:-1])
+            yield step, x0
             noise = normals(self.scoring_seed, queries.keys, step, self.config.size)
             x_t = process.posterior_sample_wide(x0, x_t, torch.full_like(t, at), noise)
 
