@@ -266,3 +266,13 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path):
         check=True,
     )
     assert loaded.stdout.strip() == "[]"
+
+
+def test_a_wrong_table_and_missing_official_files_are_one_sentence(tmp_path):
+    done = noise2next(tmp_path, "reproduce", "ml-1m")
+    assert done.returncode == 2
+    assert "there is no table 'ml-1m'; there are diffrec-ml1m-clean, " in done.stderr
+    done = noise2next(tmp_path, "reproduce", "diffrec-ml1m-clean", "--variants", "ease", "--data", "elsewhere")
+    assert done.returncode == 2
+    assert "elsewhere/diffrec_official/ml-1m_clean.zip: no such file; name the folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []
