@@ -95,7 +95,8 @@ class Table(Frozen):
         return Params(
             seed=seed,
             datasets={self.dataset_name: self.dataset.model_copy(update={"split": split})},
-            variants=self.entries,
+            variants=self.variants,
+            latent_variants=self.latent_variants,
             trainer=self.trainer,
             evaluation=self.evaluation,
         )
