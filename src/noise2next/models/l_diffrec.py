@@ -110,7 +110,7 @@ class LDiffRec(Trainable):
         yield {"params": autoencoders, "lr": learning_rate}
         yield {"params": list(self.denoiser.parameters()), "lr": self.config.denoiser_learning_rate or learning_rate}
 
-    # --- training (equations 14 to 16, with the weights of the authors' code) -----------------------------------------
+    # --- training (with the weights of the authors' code) -------------------------------------------------------------
 
     def loss(self, batch: Queries, phase: str, clock: Clock) -> dict[str, Tensor]:
         clean = item_rows(batch)
