@@ -230,14 +230,16 @@ def test_the_measured_figures_of_the_files_with_natural_noise_come_out(shared: P
 def test_for_the_next_item_the_measured_figures_come_out_with_and_without_decay(shared: Path, tmp_path: Path) -> None:
     """Beauty has 12,068 items to learn: the inverse takes minutes on one core, and 3 GB."""
     split = diffurec(shared, "amazon_beauty", tmp_path)
-    plain = EASE(EASE.Config(l2=100), split.n_items)
+    plain = EASE(EASE.Config(l2=100, last=50), split.n_items)  # the figures without decay are of the newest 50 too
     plain.solve(Queries.of(split.train, split.n_items, split.users.keys))
     fading = EASE(EASE.Config(l2=100, decay=0.8, last=50), split.n_items)
     fading.load_state_dict(plain.state_dict())
     found = [percent(model, split, mask_seen) for model in (plain, fading) for mask_seen in (False, True)]
-    assert found == [
+    expected = [
         [2.8887, 4.9904, 8.1071, 1.8563, 2.5280, 3.3168],
         [4.5790, 6.9445, 9.7214, 2.9854, 3.7432, 4.4443],
         [3.8546, 6.1709, 9.3682, 2.5534, 3.2970, 4.0977],
         [5.3392, 7.6779, 10.7365, 3.6659, 4.4230, 5.1946],
     ]
+    one_user = 100 / len(split.users)  # of 22,363: a near tie falls either way with the last bit of a weight
+    np.testing.assert_allclose(found, expected, atol=one_user + 5e-5)
