@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 comma  := ,
+TABLE  ?= diffrec-ml1m-clean
 BIN    := $(VENV)/bin
 # Spark is tried where there is a Java for it.
 EXTRAS := $(if $(shell command -v java),dev$(comma)spark,dev)
@@ -51,8 +52,8 @@ bench: $(VENV)/.dev  ## measure latency, scale and speed again, write benchmarks
 	@$(BIN)/python benchmarks/scale.py
 	@$(BIN)/python benchmarks/speed.py --whole; $(BIN)/python benchmarks/readme.py
 
-results: $(VENV)/.dev  ## train the rows of docs/results again (half an hour or more; goes on where it stopped)
-	@$(BIN)/python benchmarks/parity.py
+results: $(VENV)/.dev  ## train a table of docs/results again (TABLE=..., an hour or more; goes on where it stopped)
+	@$(BIN)/noise2next reproduce $(TABLE)
 	@$(BIN)/python benchmarks/readme.py
 
 clean:  ## remove everything derived; data and the environment stay

@@ -83,7 +83,7 @@ def _ml1m() -> str:
         lines.append(
             f"| {row['variant']} | {row['mean']['recall@20']:.4f} | {row['mean']['ndcg@20']:.4f} | "
             + (f"± {deviation['recall@20']:.4f} ({len(row['seeds'])} seeds)" if deviation else "deterministic")
-            + f" | {known.get('published') or ''} | {known.get(CODE, '')} |"
+            + f" | {known.get('published', {}).get('recall@20', '')} | {known.get(CODE, '')} |"
         )
     by_name = {row["variant"]: row["mean"]["recall@20"] for row in found["rows"]}
     verdict = (

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from noise2next.config import Weighting
     from noise2next.data.interactions import Split
+    from noise2next.evaluation.report import DrawsReport
     from noise2next.evaluation.significance import Interval
+    from noise2next.stages.denoise import DenoisingReport
     from noise2next.training.checkpoint import EpochRecord
 
 PARTS = {"train": "#4c6ef5", "valid": "#f59f00", "test": "#e8590c"}
@@ -122,6 +124,25 @@ def intervals(rows: "Mapping[str, Interval]", title: str) -> dg.MarkdownMetadata
     axes.set_yticks(place, list(rows))
     axes.invert_yaxis()
     return _embedded(figure)
+
+
+def reliability(draws: "DrawsReport") -> dg.MarkdownMetadataValue:
+    """How often an item was taken, by the share of the draws that list it; a point's size is its number of pairs."""
+    figure, axes = _canvas("Shares of draws against hits on test", "share of the draws that list the item", "hit rate")
+    shares, rates = [one.mean_share for one in draws.bins], [one.hit_rate for one in draws.bins]
+    most = max(one.pairs for one in draws.bins)
+    axes.plot(shares, rates, color=PARTS["test"], linewidth=1.5)
+    axes.scatter(shares, rates, [10 + 110 * one.pairs / most for one in draws.bins], color=PARTS["test"], zorder=3)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, max(1e-3, 1.25 * max(rates)))
+    return _embedded(figure)
+
+
+def denoising(report: "DenoisingReport") -> dg.MarkdownMetadataValue:
+    """One user's list through the reverse chain."""
+    from noise2next.stages.denoise import picture
+
+    return _embedded(picture(report))
 
 
 def _ages(split: "Split") -> tuple[NDArray[np.float64], str]:

@@ -135,7 +135,8 @@ def _clustering(params: Params) -> list[Step]:
 
 def _model(params: Params, variant: str) -> Step:
     latent = variant in params.latent_variants
-    choices = [params.seed, params.trainer.model_dump(mode="json"), params.variants[variant].model_dump(mode="json")]
+    entry = params.variants[variant].model_dump(mode="json", exclude={"search"})
+    choices = [params.seed, params.trainer.model_dump(mode="json"), entry]
     return Step(
         name=f"model_{variant}",
         stage="train_latent" if latent else "train",

@@ -5,7 +5,7 @@ Heavy imports stand inside the functions, so that the definitions load in a seco
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,6 +14,9 @@ from noise2next.workspace import MANIFEST, read_json
 from orchestration import versions
 from orchestration.metadata import by_cutoff, described, table
 from orchestration.project import Project
+
+if TYPE_CHECKING:
+    from noise2next.evaluation.report import DrawsReport
 
 UNREAD = (
     "data_version",
@@ -189,9 +192,10 @@ def item_clusters(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
 
 
 def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeResult[Any]:
-    """Judge one variant; show every metric on both parts."""
-    from noise2next.stages import evaluate
+    """Judge one variant; show every metric on both parts, what its draws are worth, and one list as it comes about."""
+    from noise2next.stages import denoise, evaluate
     from noise2next.stages.refused import why_refused
+    from orchestration import plots
 
     params, space = project.params(), project.space(dataset)
     if reason := why_refused(params, space, variant):
@@ -199,15 +203,40 @@ def evaluation(project: Project, dataset: str, variant: str) -> dg.MaterializeRe
     report = evaluate.run(params, space, project.settings(), variant)
     metric = params.trainer.metric
     main = {part: found[metric].model_dump() for part, found in report.metrics.items()}
+    drawn = {} if report.draws is None else _of_draws(report.draws)
+    example = denoise.example(params, space, project.settings(), variant)
     return _made(
         space.evaluation(variant),
         {
             metric.replace("@", " at "): table(main, "part"),
             "test": by_cutoff({name: one.mean for name, one in report.metrics["test"].items()}),
             "lists of test": by_cutoff(report.lists["test"]),
-            **described(report, leave_out=("dataset", "variant", *UNREAD, "metrics", "lists")),
+            **drawn,
+            **({} if example is None else {"a list, step by step": plots.denoising(example)}),
+            **described(report, leave_out=("dataset", "variant", *UNREAD, "metrics", "lists", "draws")),
         },
     )
+
+
+def _of_draws(draws: "DrawsReport") -> dict[str, Any]:
+    """The shares of a stochastic model's draws against hits, and what the draws gain."""
+    from orchestration import plots
+
+    bins = {
+        f"above {one.above:.0%} to {one.up_to:.0%}": one.model_dump(exclude={"above", "up_to"}) for one in draws.bins
+    }
+    accuracy = {
+        name: {"one draw": draws.one_draw[name], "by share": draws.by_share[name], "gain": gain.model_dump()}
+        for name, gain in draws.gain.items()
+    }
+    facts = draws.model_dump(include={"draws", "users", "auc", "calibration_error", "diversity", "distinct"})
+    facts |= {f"coverage@{draws.cutoff}, {name}": share for name, share in draws.coverage.items()}
+    return {
+        "shares and hits": plots.reliability(draws),
+        "shares and hits by bin": table(bins, "share of the draws"),
+        "accuracy by share of draws": table(accuracy, "metric"),
+        "draws": table(facts, ""),
+    }
 
 
 def leaderboard(project: Project, dataset: str) -> dg.MaterializeResult[Any]:

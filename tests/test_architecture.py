@@ -14,6 +14,7 @@ HOUSES = {  # a library and the only places that may import it
     "ibis": ["src/noise2next/data"],
     "duckdb": ["src/noise2next/data"],
     "pyspark": ["src/noise2next/data"],
+    "optuna": ["src/noise2next/stages/tune.py"],
     "dvc": [],  # called as a program
 }
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -123,6 +123,9 @@ def test_everyone_gets_a_table_written_whole(shop):
         (["recommend", "-d", "shop"], "exactly one of"),
         (["recommend", "-d", "shop", "--all"], "--out"),
         (["recommend", "-d", "shop", "--all", "--out", "/proc/x.parquet"], "/proc/"),
+        (["recommend", "-d", "shop", "--all", "--out", "x.parquet", "--draws", "3"], "--draws looks at one list"),
+        (["recommend", "-d", "shop", "--history", "i0500", "-v", "ease", "--draws", "3"], "leave --draws out"),
+        (["denoise", "-d", "shop", "--user", "u1", "--out", "list.gif"], "end it in .svg or .png"),
         (["datasets", "add", "x", "missing.csv"], "missing.csv"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from noise2next.config import Params, load_params, parse_threshold
+from noise2next.config import Noise, Params, load_params, parse_threshold
 from noise2next.errors import UserError
 
 MINIMAL = """
@@ -35,6 +35,14 @@ def test_a_preset_replaces_only_the_keys_it_names(params_file):
     assert variant.trainer == {"epochs": 2, "batch_size": 4}
     assert variant.weighting.kind == "linear"
     assert variant.name == "net"
+
+
+def test_noise_is_none_unless_an_entry_or_a_preset_asks_for_it(params_file):
+    assert load_params(params_file).variant("net", "shop").noise is None
+    asked = load_params(params_file, ["variants.net.noise.share=0.3"])
+    assert asked.variant("net", "shop").noise == Noise(share=0.3)
+    preset = load_params(params_file, ["variants.net.noise.share=0.3", "datasets.shop.presets.net.noise.share=0.5"])
+    assert preset.variant("net", "shop").noise == Noise(share=0.5)
 
 
 def test_an_override_reaches_a_nested_key(params_file):

@@ -40,6 +40,7 @@ app.add_typer(datasets, name="datasets")
 
 DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="A dataset's name in params.yaml.")]
 VariantName = Annotated[str, typer.Option("--variant", "-v", help="A variant's name in params.yaml.")]
+NotTheChampion = Annotated[str | None, typer.Option("--variant", "-v", help="A trained variant, not the champion.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of params.yaml, as trainer.epochs=5.")
 ]
@@ -129,8 +130,7 @@ def run(
     from noise2next.stages import pipeline
 
     params, space, settings = _open(dataset, overrides)
-    names = None if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
-    report = pipeline.run(params, space, settings, names, progress=_interactive() and not as_json)
+    report = pipeline.run(params, space, settings, _names(variants), progress=_interactive() and not as_json)
     if as_json:
         _print_json(report)
         return
@@ -277,7 +277,10 @@ def recommend(
     everyone: Annotated[bool, typer.Option("--all", help="Every user, into the file --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="The Parquet file for --all.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
-    variant: Annotated[str | None, typer.Option("--variant", "-v", help="A trained variant, not the champion.")] = None,
+    variant: NotTheChampion = None,
+    draws: Annotated[
+        int | None, typer.Option(min=2, help="Order by the share of so many draws that list an item; not with --all.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
@@ -286,18 +289,91 @@ def recommend(
         raise UserError("recommend: give exactly one of --user ID, --history ID,ID,... and --all")
     if everyone != (out is not None):
         raise UserError("recommend: --all and --out FILE.parquet go together")
+    if everyone and draws is not None:
+        raise UserError("recommend: --draws looks at one list; take it with --user or --history, or leave it out")
     from noise2next.stages import recommend as stage
 
     params, space, settings = _open(dataset, overrides)
-    report: Frozen
-    if user is not None:
-        report = stage.for_user(params, space, settings, user, k, variant)
-    elif history is not None:
-        items = [item.strip() for item in history.split(",") if item.strip()]
-        report = stage.for_history(params, space, settings, items, k, variant)
-    else:
+    if everyone:
         assert out is not None
-        report = stage.for_all(params, space, settings, out, k, variant)
+        _show(stage.for_all(params, space, settings, out, k, variant), as_json)
+        return
+    if user is not None:
+        report = stage.for_user(params, space, settings, user, k, variant, draws)
+    else:
+        items = [item.strip() for item in (history or "").split(",") if item.strip()]
+        report = stage.for_history(params, space, settings, items, k, variant, draws)
+    _show(report, as_json, rows=("items", "names", "scores", "shares"))
+
+
+@app.command()
+def denoise(
+    user: Annotated[str, typer.Option(help="A user's id in the log.")],
+    out: Annotated[Path, typer.Option(help="The picture: a file that ends in .svg or .png.")],
+    dataset: DatasetName = "sample",
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    variant: NotTheChampion = None,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Draw how a diffusion model's list for a user comes about, step by step of its reverse chain."""
+    from noise2next.stages import denoise as stage
+
+    params, space, settings = _open(dataset, overrides)
+    _show(stage.run(params, space, settings, user, k, out, variant), as_json, rows=("items", "names"))
+
+
+# --- what papers say --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="A table's name; a wrong one names those that are there.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train each learned row under seeds 1 to this.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MINUTES", help="End a run's training after the epoch in which these are spent."),
+    ] = None,
+    variants: Annotated[str | None, typer.Option(help="Rows with commas between; every row when left out.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with the official files; $NOISE2NEXT_SHARED/data when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a published table's rows again and set them beside it in docs/results/; goes on where it was stopped."""
+    from noise2next.stages import reproduce as stage
+    from noise2next.stages.tables import load_table
+
+    _log()
+    chosen = _names(variants)
+    progress = _interactive() and not as_json
+    _show(stage.run(load_table(table), Settings(), data, chosen, seeds, budget, progress), as_json)
+
+
+@app.command()
+def tune(
+    variant: VariantName,
+    trials: Annotated[int, typer.Option(min=1, help="How many trials there are to be in all, earlier ones included.")],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="A dataset's name in params.yaml.")] = "sample",
+    table: Annotated[str | None, typer.Option(help="Tune a row of this table, not of a dataset.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the search and of each trial; params.yaml's if out.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --table: the folder with the official files, as for reproduce.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a variant's settings on validation: the best become the dataset's preset, or stand beside the table."""
+    from noise2next.stages import tune as stage
+    from noise2next.stages.tables import load_table
+
+    if table is not None:
+        _log()
+        report = stage.for_table(load_table(table), Settings(), data, variant, trials, 1 if seed is None else seed)
+    else:
+        params, space, settings = _open(dataset, [] if seed is None else [f"seed={seed}"])
+        report = stage.for_dataset(params, space, settings, variant, trials)
     _show(report, as_json)
 
 
@@ -396,6 +472,10 @@ def _open(dataset: str, overrides: Sequence[str]) -> tuple[Params, Workspace, Se
     return params, space, settings
 
 
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _log() -> None:
     """Logs on standard error: with colours on a terminal, plain lines elsewhere."""
     handler: logging.Handler
@@ -417,16 +497,25 @@ def _print_json(report: Frozen) -> None:
     sys.stdout.write(json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
 
 
-def _show(report: Frozen, as_json: bool) -> None:
+def _show(report: Frozen, as_json: bool, rows: Sequence[str] = ()) -> None:
+    """A line for each field; the fields in `rows`, lists of one length, are the columns of a table of their own."""
     if as_json:
         _print_json(report)
         return
+    fields = report.model_dump(mode="json")
+    columns = {key: values for key in rows if (values := fields.pop(key, None))}
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in report.model_dump(mode="json").items():
+    for key, value in fields.items():
         table.add_row(key.replace("_", " "), _plain(_cell(value)))
     Console().print(table)
+    if columns:
+        ranked = Table("", *columns, box=None, pad_edge=False)
+        for place, values in enumerate(zip(*columns.values(), strict=True), 1):
+            ranked.add_row(str(place), *(_plain(_cell(value)) for value in values))
+        Console().print()
+        Console().print(ranked)
 
 
 def _cell(value: Any) -> str:

@@ -132,6 +132,12 @@ class ExponentialWeights(Frozen):
 Weighting = Annotated[UniformWeights | LinearWeights | ExponentialWeights, Field(discriminator="kind")]
 
 
+class Noise(Frozen):
+    """False positives at random in what a model reads, never in what it is judged on: `share` of a user's real ones."""
+
+    share: Annotated[float, Field(gt=0, le=10)]
+
+
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +150,18 @@ class Columns(Frozen):
     rating: str | None = None
 
 
+class ItemNames(Frozen):
+    """Delimited text that names the items, for people to read; a file without header has columns named 1, 2, 3 ..."""
+
+    path: str | None = None  # below `data/`, apart from the log's folder; None: inside the log's own zip
+    member: str | None = None  # the file inside a zip
+    separator: Annotated[str, Field(min_length=1)] = ","
+    header: bool = True
+    encoding: str = "utf-8"
+    item: str = "item_id"
+    name: str = "name"
+
+
 Format = Literal["delimited", "json", "parquet", "sequences", "diffrec", "diffurec"]
 TimeUnit = Literal["s", "ms", "us", "iso", "order"]  # `order`: a place in time without a clock
 
@@ -154,6 +172,7 @@ class Preset(Frozen):
     options: Mapping[str, Any] = {}
     trainer: Mapping[str, Any] = {}
     weighting: Weighting | None = None
+    noise: Noise | None = None
 
 
 class Dataset(Frozen):
@@ -172,6 +191,7 @@ class Dataset(Frozen):
     k_core: Annotated[int, Field(ge=1)] = 1
     split: SplitConfig = GlobalTime()
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    names: ItemNames | None = None  # what people call the items
     presets: Mapping[str, Preset] = {}
 
     @property
@@ -184,8 +204,9 @@ class Dataset(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
-            raise ValueError(f"path {self.path!r} must lie below data/")
+        for path in (self.path, *([self.names.path] if self.names and self.names.path else [])):
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"path {path!r} must lie below data/")
         if self.positive is not None:
             parse_threshold(self.positive)
             if self.columns.rating is None:
@@ -239,6 +260,8 @@ class EvaluationConfig(Frozen):
     bootstrap_samples: PositiveInt = 1000
     confidence: Share = 0.95
     memory_mb: PositiveInt = 512  # bound on the score blocks of a streaming top-k
+    draws: Annotated[int, Field(ge=2)] = 10  # of a stochastic model's lists
+    draw_users: PositiveInt = 1000  # at most so many users are looked at draw by draw
 
 
 class Variant(Frozen):
@@ -247,8 +270,10 @@ class Variant(Frozen):
     name: str = ""
     model: str  # noise2next.models.diffrec.DiffRec
     weighting: Weighting = UniformWeights()
+    noise: Noise | None = None
     options: Mapping[str, Any] = {}
     trainer: Mapping[str, Any] = {}
+    search: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}  # what `tune` tries, by dotted key
 
 
 class ClusteringConfig(Frozen):
@@ -320,7 +345,7 @@ class Params(Frozen):
         try:
             trainer = TrainerConfig.model_validate({**self.trainer.model_dump(), **changed})
         except ValidationError as error:
-            raise ValueError(f"{place}.{_sentences(error)}") from error
+            raise ValueError(f"{place}.{sentences(error)}") from error
         name, _, cutoff = trainer.metric.partition("@")
         if name not in METRICS or cutoff not in map(str, self.evaluation.cutoffs):
             raise ValueError(
@@ -343,6 +368,7 @@ class Params(Frozen):
             name=name,
             model=variant.model,
             weighting=preset.weighting or variant.weighting,
+            noise=preset.noise or variant.noise,
             options={**variant.options, **preset.options},
             trainer={**variant.trainer, **preset.trainer},
         )
@@ -358,6 +384,7 @@ class Settings(BaseSettings):
 
     root: Path = Path(".")  # the folder that holds params.yaml, data/ and artifacts/
     device: str = "auto"  # auto | cpu | cuda | cuda:1
+    shared: Path | None = None  # holds data/ with the official files of papers; None: ../shared beside the root
     tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
 
@@ -390,7 +417,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentences(error)}") from error
+        raise UserError(f"{path}: {sentences(error)}") from error
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -409,7 +436,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: the value is not readable as YAML") from error
 
 
-def _sentences(error: ValidationError) -> str:
+def sentences(error: ValidationError) -> str:
     """Pydantic's findings as one line of `place: what`."""
     found = []
     for one in error.errors():

@@ -110,6 +110,10 @@ class Workspace:
         """per_user.parquet, report.json"""
         return self.artifacts / "evaluate" / variant
 
+    def tuning(self, variant: str) -> Path:
+        """The trials of a search over settings, one SQLite file a variant."""
+        return self.artifacts / "tune" / f"{variant}.db"
+
     @property
     def leaderboard(self) -> Path:
         """leaderboard.json, leaderboard.html"""
@@ -130,11 +134,48 @@ class Workspace:
         return self.artifacts / "register"
 
 
+@dataclass(frozen=True)
+class Reproduction:
+    """The places of one table of published results that is trained again under `root`."""
+
+    root: Path
+    table: str
+
+    @property
+    def work(self) -> Path:
+        return self.root / "artifacts" / "reproduce" / self.table
+
+    def space(self, seed: int, dataset: str) -> Workspace:
+        """A workspace for each seed, so that the models and checkpoints of one leave those of another alone."""
+        return Workspace(self.work / f"seed-{seed}", dataset)
+
+    def prepared_by(self, seed: int) -> Path:
+        """What the seed's prepared split was made from and by."""
+        return self.work / f"seed-{seed}" / "prepared.json"
+
+    def lock(self, variant: str, seed: int) -> Path:
+        """Held while a row is trained and judged under a seed."""
+        return self.work / "locks" / f"{variant}-{seed}"
+
+    @property
+    def runs(self) -> Path:
+        """One JSON file for each finished run."""
+        return self.work / "runs"
+
+    def users(self, key: str) -> Path:
+        """A run's metrics, user by user."""
+        return self.work / "users" / f"{key}.parquet"
+
+    def result(self, suffix: str) -> Path:
+        """The finished table: `.json`, `.md`, `.svg`, `-curves.svg`, `-tuning.json`."""
+        return self.root / "docs" / "results" / f"{self.table}{suffix}"
+
+
 @contextlib.contextmanager
 def writing(place: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it gets a manifest and takes `place`, else nothing has changed."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(place):
+    with locked(place):
         _sweep(place)
         fresh = _fresh(place)
         held = os.open(fresh, os.O_RDONLY)
@@ -142,7 +183,7 @@ def writing(place: Path) -> Iterator[Path]:
     try:
         yield fresh
         _write_manifest(fresh)
-        with _locked(place):
+        with locked(place):
             _swap(fresh, place)
     finally:
         os.close(held)
@@ -297,8 +338,9 @@ def _sweep(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """One writer at a time for `place`, also across processes."""
+def locked(place: Path) -> Iterator[None]:
+    """One writer at a time for `place`, also across processes; the others wait."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     with (place.parent / f".{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

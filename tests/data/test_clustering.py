@@ -1,5 +1,7 @@
 """Clusters of items: reproducible labels, nobody alone, and rows that stay with their item."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,7 +76,7 @@ def test_inertia_is_the_distance_to_the_own_mean_and_falls_with_more_clusters():
     vectors = np.random.default_rng(5).normal(size=(80, 4)).astype(np.float32)
     found = [cluster(vectors, count, seed=1, n_init=5).inertia for count in range(1, 6)]
     assert found[0] == pytest.approx(float(vectors.astype(np.float64).var(axis=0).sum() * 80))
-    assert all(later < earlier for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(found))
 
 
 # --- rows by item -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ HISTORIES = [[5, 1, 4, 2], [], [3], [0, 6]]
 
 def queries() -> Queries:
     lengths = torch.tensor([len(one) for one in HISTORIES])
-    items = torch.tensor(sum(HISTORIES, []))
+    items = torch.tensor([item for one in HISTORIES for item in one])
     indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return Queries(indptr, items, torch.arange(len(items)).float(), items * 10, torch.arange(4) + 70, 7)
 

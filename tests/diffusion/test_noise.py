@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from noise2next.diffusion.noise import normals
+from noise2next.diffusion.noise import NormalTable, normals
 
 KEYS = torch.tensor([5, -(2**62), 12345, 0, 2**63 - 1])
 
@@ -42,3 +42,27 @@ def test_rows_steps_and_places_are_uncorrelated():
     assert abs(float((draws[:, :2000] * draws[:, 2000:]).mean())) < 4 / math.sqrt(draws.numel() / 2)
     later = normals(0, torch.arange(100), 1, 4000).double()
     assert abs(float((draws * later).mean())) < 4 / math.sqrt(draws.numel())
+
+
+def test_rows_of_the_table_depend_on_seed_key_step_and_number_alone():
+    table, numbers = NormalTable(1, 8, torch.device("cpu"), rows=256), torch.arange(5)
+    together = table.rows(KEYS, 3, numbers)
+    for row, key in enumerate(KEYS):
+        assert torch.equal(table.rows(key[None], 3, numbers[row : row + 1])[0], together[row])
+    assert not torch.equal(table.rows(KEYS, 4, numbers), together)
+    assert not torch.equal(NormalTable(2, 8, torch.device("cpu"), rows=256).rows(KEYS, 3, numbers), together)
+
+
+def test_one_draw_of_the_table_is_standard_normal_and_never_repeats_a_row():
+    table = NormalTable(3, 16, torch.device("cpu"), rows=2048)
+    draw = table.rows(torch.full((2048,), 9), 1, torch.arange(2048)).double()
+    assert len(draw.unique(dim=0)) == 2048
+    assert abs(float(draw.mean())) < 4 / math.sqrt(draw.numel())
+    assert abs(float(draw.var()) - 1) < 4 * math.sqrt(2 / draw.numel())
+    assert float((torch.corrcoef(draw.T) - torch.eye(16)).abs().max()) < 5 / math.sqrt(2048)
+
+
+def test_keys_and_steps_start_all_over_the_table():
+    table = NormalTable(3, 2, torch.device("cpu"), rows=64)
+    first = table.rows(torch.arange(4000), 0, torch.zeros(4000, dtype=torch.int64))
+    assert len(first.unique(dim=0)) == 64

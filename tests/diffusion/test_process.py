@@ -59,12 +59,34 @@ def test_posterior_shares_and_loss_weights_are_the_published_ones(schedule, firs
             np.testing.assert_allclose(table, expected, rtol=1e-8)
 
 
-def test_variance_and_signal_to_noise_are_the_published_ones(pinned):
-    variance = [0, 9.793930547e-6, 2.401118023e-4, 3.181039454e-4, 3.574167326e-4]
-    np.testing.assert_allclose(pinned.variance, variance, rtol=1e-9)
+@pytest.mark.parametrize(
+    ("schedule", "first", "variance", "snr"),
+    [
+        (
+            "linear-var",
+            1e-5,
+            [0, 9.793930547e-6, 2.401118023e-4, 3.181039454e-4, 3.574167326e-4],
+            [99999, 2060.673927, 1040.573892, 695.8018301, 522.5133352],
+        ),
+        (
+            "linear-var",
+            None,
+            [0, 8.261695735e-5, 2.602687021e-4, 3.273929429e-4, 3.627406795e-4],
+            [9999, 1738.130435, 951.3809524, 654.7377049, 499],
+        ),
+        ("binomial", None, [0, 1 / 10, 1 / 6, 1 / 4, 2 / 5], [5, 2, 1, 0.5, 0.2]),
+    ],
+)
+def test_variance_and_signal_to_noise_are_the_published_ones(schedule, first, variance, snr):
+    made = process(schedule, first)
+    np.testing.assert_allclose(made.variance, variance, rtol=1e-9)
+    np.testing.assert_allclose((made.signal / made.noise) ** 2, snr, rtol=1e-9)
+
+
+def test_log_variances_are_the_published_ones_where_there_is_noise(pinned):
+    """The authors' table repeats the value of t = 1 at t = 0; here no noise is drawn there."""
     np.testing.assert_allclose(pinned.variance[1:3].log(), [-11.5337477, -8.3344059], rtol=1e-8)
-    snr = [99999, 2060.673927, 1040.573892, 695.8018301, 522.5133352]
-    np.testing.assert_allclose((pinned.signal / pinned.noise) ** 2, snr, rtol=1e-9)
+    assert pinned.variance[0] == 0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -192,6 +214,39 @@ def test_values_of_any_shape_pass_through_the_process(pinned):
     np.testing.assert_allclose(noised[1], x0[1] * float(pinned.signal[4]), rtol=1e-6)
 
 
-def test_one_step_is_no_process():
-    with pytest.raises(ValueError, match="at least 2 steps"):
-        GaussianDiffusion(torch.tensor([0.1]))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("first", [None, 1e-5])
+def test_the_only_step_of_a_process_returns_the_prediction_and_counts_one(schedule, first):
+    made = process(schedule, first, steps=1)
+    x0, x_t, t = torch.randn(3, 4).double(), torch.randn(3, 4).double(), torch.zeros(3, dtype=torch.int64)
+    np.testing.assert_allclose(made.posterior_mean(x0, x_t, t), x0, atol=1e-12)
+    assert made.loss_weight("x0", t).tolist() == [1, 1, 1]
+    assert made.noise[0] ** 2 == pytest.approx(float(betas(schedule, 1, 0.1, 0.001, 0.02, first)[0]))
+
+
+def test_no_step_is_no_process():
+    with pytest.raises(ValueError, match="at least one step"):
+        GaussianDiffusion(torch.empty(0))
+
+
+def test_a_process_seen_at_some_steps_has_the_same_marginals_there():
+    whole = GaussianDiffusion(betas("cosine", 12, 0.1, 0.001, 0.02))
+    for count in (1, 2, 5, 12):
+        some, steps = whole.respaced(count)
+        assert steps[-1] == 11
+        assert len(steps.unique()) == count
+        torch.testing.assert_close(some.signal, whole.signal[steps], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(some.noise, whole.noise[steps], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(whole.respaced(12)[0].to_clean, whole.to_clean, rtol=1e-9, atol=1e-12)
+
+
+def test_the_wide_reverse_step_has_the_forward_variance_and_none_at_the_end():
+    process = GaussianDiffusion(betas("linear", 5, 0.1, 0.001, 0.02))
+    x0, x_t, noise = (
+        torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(3)
+    )
+    t = torch.arange(5)
+    spread = process.posterior_sample_wide(x0, x_t, t, noise) - process.posterior_mean(x0, x_t, t)
+    expected = process.betas.sqrt()[:, None] * noise
+    expected[0] = 0
+    torch.testing.assert_close(spread, expected, rtol=1e-12, atol=1e-12)

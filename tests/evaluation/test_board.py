@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from noise2next.config import EvaluationConfig, UniformWeights
+from noise2next.config import EvaluationConfig, Noise, UniformWeights
 from noise2next.errors import UserError
 from noise2next.evaluation.board import Entry, compare
 from noise2next.evaluation.charts import Scale, duration
 from noise2next.evaluation.metrics import METRICS
 from noise2next.evaluation.page import LISTS, render
-from noise2next.evaluation.report import CurvePoint, EvaluationReport, LeaderboardReport, Training
+from noise2next.evaluation.report import (
+    CurvePoint,
+    DrawsReport,
+    EvaluationReport,
+    LeaderboardReport,
+    ShareBin,
+    Training,
+)
 from noise2next.evaluation.significance import Interval, paired_difference
 
 CONFIG = EvaluationConfig(cutoffs=(5, 20), bootstrap_samples=300)
@@ -118,6 +125,14 @@ def test_what_cannot_be_compared_is_never_mixed(changes: dict[str, object]) -> N
         board(entry("one", 0, 0.1), entry("two", 0, 0.1, **changes))
 
 
+def test_a_row_with_noise_says_so() -> None:
+    found = board(entry("plain", 0.1, 0.9), entry("noised", 0.0, 0.5, noise=Noise(share=0.3)))
+    (said,) = (note for note in found.notes if "false positives" in note)
+    assert said.startswith("noised reads false positives at random, 30% of a user's real interactions")
+    assert said.replace("'", "&#39;") in render(found)
+    assert "noise: 0.3" in render(found)
+
+
 def test_a_main_metric_that_was_not_measured_is_refused() -> None:
     with pytest.raises(UserError, match="recall@7"):
         compare([entry("one", 0, 0.1)], "recall@7", CONFIG, 1, 50, {}, [])
@@ -171,6 +186,30 @@ def test_the_page_tells_every_row_every_note_and_who_is_left_out(report: Leaderb
         assert wanted in text
     assert "<b>note</b>" not in text
     assert "&lt;b&gt;note" in text
+
+
+def test_a_model_that_draws_has_its_draws_on_the_page(report: LeaderboardReport) -> None:
+    drawn = DrawsReport(
+        draws=10,
+        users=77,
+        cutoff=20,
+        bins=[ShareBin(above=0.9, up_to=1, pairs=5, mean_share=1, hit_rate=0.2)],
+        auc=None,
+        calibration_error=0.8,
+        by_share={"recall@20": 0.2},
+        one_draw={"recall@20": 0.1},
+        gain={"recall@20": Interval(mean=0.1, low=0.05, high=0.15)},
+        diversity=0.25,
+        distinct=30.5,
+        coverage={"one draw": 0.1, "by share": 0.12, "all draws": 0.2},
+    )
+    text = render(board(entry("ease", 0.1, 0.5, simple=True), entry("diffrec", 0.0, 0.4, draws=drawn)))
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    for wanted in ("What draws are good for", "+0.1000", "<td>77</td>", "25 %", "20.0 %"):
+        assert wanted in text
+    assert "What draws are good for" not in render(report)
 
 
 def test_equal_reports_give_equal_pages(report: LeaderboardReport) -> None:

@@ -1,25 +1,34 @@
 """What holds for every recommender. A model's test file names the class and inherits the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from noise2next.config import EvaluationConfig, OfficialSplit, TrainerConfig, UniformWeights, Variant
+from noise2next.config import (
+    EvaluationConfig,
+    LeaveOneOut,
+    OfficialSplit,
+    SplitConfig,
+    TrainerConfig,
+    UniformWeights,
+    Variant,
+)
 from noise2next.data.interactions import Interactions, Split
 from noise2next.data.queries import Queries
 from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import judge
 from noise2next.models.artifact import Artifact, ModelCard
-from noise2next.models.base import Recommender, build, model_class, model_config
+from noise2next.models.base import Recommender, Trainable, build, model_class, model_config
 from noise2next.models.popularity import MostPop
+from noise2next.training import checkpoint
 from noise2next.training.fit import fit
 
 USERS, ITEMS, TASTES = 160, 48, 4
-EVALUATION = EvaluationConfig(cutoffs=(5, 10), memory_mb=64)
+EVALUATION = EvaluationConfig(cutoffs=(1, 5, 10), memory_mb=64)
 
 
 def planted(seed: int = 0) -> Split:
@@ -34,11 +43,37 @@ def planted(seed: int = 0) -> Split:
         for at, item in enumerate(chosen):
             part = "valid" if at == 3 else "test" if at == 4 else "train"
             parts[part].append((user, item))
+    return split_of(parts, OfficialSplit(history="train"))
+
+
+def planted_sequences(seed: int = 0) -> Split:
+    """Four tastes of twelve items each on a circle; a user walks on from an item to the next, with a stray item or two.
+
+    Seven steps, the last for test, the one before for validation. Only who reads the order can tell the next item: the
+    set of a user's items is a piece of the circle that goes on at both ends.
+    """
+    draw = np.random.default_rng(seed)
+    parts: dict[str, list[tuple[int, int]]] = {"train": [], "valid": [], "test": []}
+    size = ITEMS // TASTES
+    for user in range(USERS):
+        taste, first = user % TASTES, draw.integers(size)
+        *early, valid, test = (int(taste * size + (first + step) % size) for step in range(7))
+        for item in early:
+            parts["train"].append((user, item))
+            if draw.random() < 0.1:
+                parts["train"].append((user, int((item + draw.integers(size, ITEMS - size)) % ITEMS)))
+        parts["valid"].append((user, valid))
+        parts["test"].append((user, test))
+    return split_of(parts, LeaveOneOut())
+
+
+def split_of(parts: Mapping[str, list[tuple[int, int]]], config: SplitConfig) -> Split:
+    """Rows (user, item) of each part, by user, in each user's order."""
     rows = {name: np.array(pairs) for name, pairs in parts.items()}
     made = {name: Interactions.of(pairs[:, 0], pairs[:, 1], None, USERS) for name, pairs in rows.items()}
     users = Vocabulary(tuple(f"u{user}" for user in range(USERS)))
     items = Vocabulary(tuple(f"i{item}" for item in range(ITEMS)))
-    return Split(OfficialSplit(history="train"), users, items, made["train"], made["valid"], made["test"], False)
+    return Split(config, users, items, made["train"], made["valid"], made["test"], False)
 
 
 def queries_of(split: Split) -> Queries:
@@ -52,8 +87,12 @@ def scores(model: Recommender, queries: Queries) -> torch.Tensor:
         return model.score(queries)
 
 
-def recall(model: Recommender, split: Split) -> float:
-    return judge(model, split, UniformWeights(), ["test"], EVALUATION, "cpu")["test"].means()["recall@10"]
+def recall(model: Recommender, split: Split, cutoff: int = 10) -> float:
+    return judge(model, split, UniformWeights(), ["test"], EVALUATION, "cpu")["test"].means()[f"recall@{cutoff}"]
+
+
+class Stop(Exception):
+    """A stand-in for the end of the process."""
 
 
 class RecommenderLaws:
@@ -63,16 +102,19 @@ class RecommenderLaws:
     options: ClassVar[Mapping[str, Any]] = {}
     trainer: ClassVar[TrainerConfig] = TrainerConfig(epochs=30, batch_size=40, patience=30, metric="recall@10")
     tolerance: ClassVar[float] = 1e-5
+    plant: ClassVar[Callable[[], Split]] = staticmethod(planted)
+    item_clusters: ClassVar[torch.Tensor] = torch.arange(ITEMS) % 2  # for models that are built from such labels
 
-    def train(self, split: Split, folder: Any, seed: int = 3) -> Recommender:
+    def train(self, split: Split, folder: Any, seed: int = 3, **changes: Any) -> Recommender:
+        """`changes` are the trainer's."""
         torch.manual_seed(seed)
         train = queries_of(split)
         variant = Variant(name="laws", model=self.model, options=self.options)
-        model = build(variant, split.n_items, {"user_keys": train.keys})
+        model = build(variant, split.n_items, {"user_keys": train.keys, "item_clusters": self.item_clusters})
         fit(
             model,
             train,
-            self.trainer,
+            self.trainer.model_copy(update=changes),
             validate=lambda one: judge(one, split, UniformWeights(), ["valid"], EVALUATION, "cpu")["valid"].means(),
             checkpoint=folder / "checkpoint",
             seed=seed,
@@ -84,7 +126,7 @@ class RecommenderLaws:
 
     @pytest.fixture(scope="class")
     def split(self) -> Split:
-        return planted()
+        return self.plant()
 
     @pytest.fixture(scope="class")
     def fitted(self, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
@@ -93,7 +135,7 @@ class RecommenderLaws:
     def test_scores_are_a_row_a_query_and_a_column_an_item(self, fitted: Recommender, split: Split) -> None:
         found = scores(fitted, queries_of(split))
         assert found.shape == (USERS, ITEMS)
-        assert found.dtype == torch.float32
+        assert found.dtype in (torch.float32, torch.float64)
         assert found.isfinite().all()
 
     def test_a_list_does_not_depend_on_batch_mates(self, fitted: Recommender, split: Split) -> None:
@@ -124,6 +166,29 @@ class RecommenderLaws:
         for name, value in again.state_dict().items():
             assert torch.equal(value, fitted.state_dict()[name]), name
 
+    def test_a_run_stopped_between_two_batches_resumes_to_the_same_bytes(
+        self, split: Split, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not issubclass(model_class(self.model), Trainable):
+            pytest.skip("learned in one pass")
+        short = {"epochs": 2, "checkpoint_seconds": 0}
+        whole = self.train(split, tmp_path / "whole", **short)
+        save, saved = checkpoint.save, []
+
+        def save_and_stop(*arguments: Any) -> None:
+            save(*arguments)
+            saved.append(arguments)
+            if len(saved) == 3:
+                raise Stop
+
+        monkeypatch.setattr(checkpoint, "save", save_and_stop)
+        with pytest.raises(Stop):
+            self.train(split, tmp_path / "stopped", **short)
+        monkeypatch.setattr(checkpoint, "save", save)
+        resumed = self.train(split, tmp_path / "stopped", **short)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], value), name
+
     def test_a_saved_model_comes_back_with_the_same_scores(
         self, fitted: Recommender, split: Split, tmp_path: Any
     ) -> None:
@@ -144,3 +209,24 @@ class RecommenderLaws:
         assert model_class(self.model)
         with pytest.raises(UserError, match="nonsense"):
             model_config(self.model, {**self.options, "nonsense": 1})
+
+
+class SequenceLaws(RecommenderLaws):
+    """Of models that read the order of a history."""
+
+    plant = staticmethod(planted_sequences)
+
+    def test_the_next_item_of_the_walk_comes_first(self, fitted: Recommender, split: Split) -> None:
+        assert recall(fitted, split, cutoff=1) > 0.75  # half of it, at best, without the order
+
+    def test_a_history_read_backwards_scores_otherwise(self, fitted: Recommender) -> None:
+        walk = np.array([3, 4, 5, 6])
+        there, back = (
+            scores(fitted, Queries.of(Interactions.of(np.zeros(4, dtype=np.int64), one, None, 1), ITEMS, np.array([9])))
+            for one in (walk, walk[::-1])
+        )
+        assert there[0, 7] > there[0, 2]
+        assert not torch.allclose(there, back, atol=1e-3)
+
+    def test_it_is_kept_from_logs_without_order(self) -> None:
+        assert model_class(self.model).reads_order

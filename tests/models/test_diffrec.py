@@ -11,7 +11,7 @@ from tests.models.laws import RecommenderLaws
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
-from noise2next.models.base import Clock
+from noise2next.models.base import Clock, HasDenoising
 from noise2next.models.diffrec import DiffRec
 
 OFFICIAL = {"steps": 40, "hidden": (200, 600), "noise_scale": 0.005, "noise_min": 0.005, "noise_max": 0.01}
@@ -53,6 +53,8 @@ def trained(items=60, **options):
         {"steps": 5, "hidden": (8, 16, 32), "schedule": "cosine"},
         {"steps": 5, "hidden": (16,), "schedule": "binomial", "parameterisation": "eps"},
         {"steps": 5, "hidden": (16,), "noise_scale": 0.0},
+        {"steps": 1, "hidden": (16, 32)},
+        {"steps": 5, "hidden": (16, 32), "step_embedding_size": 0},
         {"steps": 5, "hidden": (16,), "sampling_steps": 3},
         {"steps": 5, "hidden": (16,), "sampling_steps": 5, "parameterisation": "eps", "step_embedding_size": 5},
     ],
@@ -99,6 +101,50 @@ def test_stochastic_scores_follow_the_seed(options):
     assert torch.equal(made.score(asked), first)
     made.scoring_seed = 1
     assert not torch.allclose(made.score(asked), first, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"parameterisation": "eps"},
+        {"noise_scale": 0.0},
+        {"normalise": True},
+        {"sampling_noise": True},
+        {"sampling_steps": 3},
+    ],
+    ids=str,
+)
+def test_the_list_denoises_step_by_step_to_the_scores(options):
+    made, asked = trained(steps=5, hidden=(16,), schedule="cosine", **options), queries(9, 60)
+    assert isinstance(made, HasDenoising)
+    seen = list(made.denoising(asked))
+    assert [step for step, _ in seen] == [4, 3, 2, 1, 0]
+    assert not torch.allclose(seen[0][1], seen[-1][1], atol=1e-3)
+    size = float(seen[-1][1].abs().max())
+    np.testing.assert_allclose(made.score(asked), seen[-1][1], atol=1e-5 * max(1.0, size))
+
+
+def test_each_step_of_the_list_is_the_network_on_that_state():
+    made, asked = trained(steps=4, hidden=(16,)), queries(9, 60)
+    x = asked.multi_hot()
+    with torch.no_grad():
+        for step, predicted in made.denoising(asked):
+            t = torch.full((9,), step)
+            x0 = made.denoiser(x, t)
+            assert torch.equal(predicted, x0)
+            x = made.process.posterior_mean(x0, x, t)
+
+
+@pytest.mark.parametrize(
+    ("options", "draws"), [({}, False), ({"sampling_noise": True}, True), ({"sampling_steps": 1}, True)]
+)
+def test_a_model_says_whether_it_draws(options, draws):
+    made, asked = trained(steps=5, hidden=(16,), schedule="cosine", **options), queries(9, 60)
+    first = made.score(asked)
+    made.scoring_seed = 1
+    assert made.stochastic is draws
+    assert torch.equal(made.score(asked), first) is not draws
 
 
 def test_scores_follow_the_weights_after_each_change():
@@ -234,11 +280,29 @@ class TestDiffRecPredictingNoise(RecommenderLaws):
     trainer = TrainerConfig(epochs=60, batch_size=40, patience=60, metric="recall@10", learning_rate=0.01)
 
 
+class TestDiffRecInOneStep(RecommenderLaws):
+    model = "noise2next.models.diffrec.DiffRec"
+    options: ClassVar = {"steps": 1, "hidden": [32], "dropout": 0.3}
+    trainer = TrainerConfig(epochs=30, batch_size=40, patience=30, metric="recall@10", learning_rate=0.01)
+
+
+def test_one_step_is_one_pass_through_the_network():
+    made, asked = trained(steps=1, hidden=(16,)), queries(9, 60)
+    once = made.denoiser(asked.multi_hot(), torch.zeros(9, dtype=torch.int64))
+    np.testing.assert_allclose(made.score(asked), once.detach(), atol=1e-5)
+
+
+class TestDiffRecNotToldTheStep(RecommenderLaws):
+    model = "noise2next.models.diffrec.DiffRec"
+    options: ClassVar = {**TestDiffRec.options, "step_embedding_size": 0}
+    trainer = TestDiffRec.trainer
+
+
 @pytest.mark.parametrize(
     ("options", "place"),
     [
         ({"noise_min": 0.02, "noise_max": 0.01}, "noise_min"),
-        ({"steps": 1}, "steps"),
+        ({"steps": 0}, "steps"),
         ({"hidden": []}, "hidden"),
         ({"sampling_steps": 6}, "sampling_steps"),
         ({"noise_scale": 0, "parameterisation": "eps"}, "noise_scale"),

@@ -1,7 +1,5 @@
 """MostPop, ItemKNN and EASE: the shared laws, the published formulas, and the measured figures on real data."""
 
-import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -11,11 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests.models.laws import RecommenderLaws, queries_of, scores
+from tests.models.official import diffrec, diffurec, percent
 
-from noise2next.config import EvaluationConfig, LinearWeights, OfficialSplit, UniformWeights, Weighting
+from noise2next.config import EvaluationConfig, LinearWeights, UniformWeights, Weighting
 from noise2next.data.interactions import Interactions, Split
 from noise2next.data.queries import Queries
-from noise2next.data.vocabulary import Vocabulary
 from noise2next.data.weighting import weigh
 from noise2next.evaluation.evaluator import judge
 from noise2next.models.base import ClosedForm
@@ -135,6 +133,41 @@ class TestEASE(RecommenderLaws):
         np.testing.assert_allclose(scores(other, as_queries(rows[:, order])).numpy(), moved, atol=1e-6)
 
 
+class TestEASEWithDecay(RecommenderLaws):
+    model = "noise2next.models.ease.EASE"
+    options: ClassVar = {"l2": 10, "decay": 0.9, "last": 8}
+
+    @staticmethod
+    def row(history: list[int], **options: float) -> list[float]:
+        """What is asked with, seen through weights that copy it."""
+        model = EASE(EASE.Config(**options), 4)
+        model.weights.copy_(torch.eye(4))
+        items = np.array(history, dtype=np.int64)
+        bare = Interactions.of(np.zeros(len(items), dtype=np.int64), items, None, 1)
+        found: list[float] = scores(model, Queries.of(bare, 4, np.zeros(1, dtype=np.int64)))[0].tolist()
+        return found
+
+    def test_a_weight_decays_with_every_newer_interaction(self) -> None:
+        assert self.row([3, 0, 1], decay=0.5) == [0.5, 1, 0, 0.25]
+
+    def test_of_repeats_the_newest_counts(self) -> None:
+        assert self.row([2, 0, 2, 1], decay=0.5) == [0.25, 1, 0.5, 0]
+
+    def test_only_the_newest_are_asked_with(self) -> None:
+        assert self.row([3, 0, 1], decay=0.5, last=2) == [0.5, 1, 0, 0]
+        assert self.row([3, 0, 1], last=2) == [1, 1, 0, 0]
+
+    def test_what_is_learned_stays_the_same(self, fitted: EASE, split: Split) -> None:
+        plain = EASE(EASE.Config(l2=10), split.n_items)
+        plain.solve(queries_of(split))
+        assert torch.equal(fitted.weights, plain.weights)
+
+    def test_only_then_it_needs_the_order_of_events(self) -> None:
+        assert not EASE.needs_order(EASE.Config(l2=5))
+        assert EASE.needs_order(EASE.Config(decay=0.9))
+        assert EASE.needs_order(EASE.Config(last=50))
+
+
 def test_a_repeated_item_counts_once_in_item_to_item_models(split_with_repeat: tuple[Queries, Queries]) -> None:
     repeated, once = split_with_repeat
     one, other = EASE(EASE.Config(l2=1), 3), EASE(EASE.Config(l2=1), 3)
@@ -153,15 +186,7 @@ def split_with_repeat() -> tuple[Queries, Queries]:
 @pytest.fixture(scope="module")
 def official(shared: Path) -> Split:
     """ml-1m_clean as its authors split it."""
-    with zipfile.ZipFile(shared / "diffrec_official" / "ml-1m_clean.zip") as archive:
-        rows = {
-            part: np.load(io.BytesIO(archive.read(f"ml-1m_clean/{part}_list.npy")))
-            for part in ("train", "valid", "test")
-        }
-    users, items = rows["train"].max(axis=0) + 1
-    made = {part: Interactions.of(pairs[:, 0], pairs[:, 1], None, users) for part, pairs in rows.items()}
-    names = [Vocabulary(tuple(map(str, range(count)))) for count in (users, items)]
-    return Split(OfficialSplit(history="train"), *names, made["train"], made["valid"], made["test"], False)
+    return diffrec(shared, "ml-1m_clean")
 
 
 @pytest.mark.real
@@ -184,3 +209,35 @@ def test_the_measured_figures_come_out_to_four_digits(
     found = judge(model, official, weighting, ["test"], EvaluationConfig(), "cpu")["test"].means()
     assert round(found["recall@20"], 4) == recall
     assert round(found["ndcg@20"], 4) == ndcg
+
+
+@pytest.mark.real
+def test_the_measured_figures_of_the_files_with_natural_noise_come_out(shared: Path) -> None:
+    split = diffrec(shared, "ml-1m_noisy")
+    train = Queries.of(split.train, split.n_items, split.users.keys)
+    found = []
+    for model in (MostPop(MostPop.Config(), split.n_items), EASE(EASE.Config(l2=500), split.n_items)):
+        model.solve(train)
+        means = judge(model, split, UniformWeights(), ["test"], EvaluationConfig(cutoffs=(10, 20)), "cpu")[
+            "test"
+        ].means()
+        found.append([round(means[f"{name}@{k}"], 4) for name in ("recall", "ndcg") for k in (10, 20)])
+    assert found == [[0.0467, 0.0896, 0.0455, 0.0604], [0.0689, 0.1321, 0.0497, 0.0729]]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_for_the_next_item_the_measured_figures_come_out_with_and_without_decay(shared: Path, tmp_path: Path) -> None:
+    """Beauty has 12,068 items to learn: the inverse takes minutes on one core, and 3 GB."""
+    split = diffurec(shared, "amazon_beauty", tmp_path)
+    plain = EASE(EASE.Config(l2=100), split.n_items)
+    plain.solve(Queries.of(split.train, split.n_items, split.users.keys))
+    fading = EASE(EASE.Config(l2=100, decay=0.8, last=50), split.n_items)
+    fading.load_state_dict(plain.state_dict())
+    found = [percent(model, split, mask_seen) for model in (plain, fading) for mask_seen in (False, True)]
+    assert found == [
+        [2.8887, 4.9904, 8.1071, 1.8563, 2.5280, 3.3168],
+        [4.5790, 6.9445, 9.7214, 2.9854, 3.7432, 4.4443],
+        [3.8546, 6.1709, 9.3682, 2.5534, 3.2970, 4.0977],
+        [5.3392, 7.6779, 10.7365, 3.6659, 4.4230, 5.1946],
+    ]

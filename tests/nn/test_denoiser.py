@@ -52,6 +52,19 @@ def test_two_halves_of_the_first_layer_are_the_layer_of_the_concatenation(normal
     np.testing.assert_allclose(net(x, t).detach(), net.decode(state).detach(), atol=2e-6)
 
 
+def test_without_a_step_embedding_the_network_is_not_told_the_step():
+    torch.manual_seed(0)
+    net = Denoiser(20, 5, (4, 9), 0, 0.5, False).eval()
+    x = torch.randn(5, 20)
+    assert torch.equal(net(x, torch.arange(5)), net(x, torch.zeros(5, dtype=torch.int64)))
+    layers = [net.from_items, *net.middle, net.decode]
+    state = x
+    for layer in layers[:-1]:
+        state = torch.tanh(layer(state))
+    np.testing.assert_allclose(net(x, torch.arange(5)).detach(), layers[-1](state).detach(), atol=2e-6)
+    assert sum(one.numel() for one in net.parameters()) == (20 + 1) * 9 + (9 + 1) * 4 + (4 + 1) * 9 + (9 + 1) * 20
+
+
 def test_initial_weights_have_the_deviation_of_the_whole_layer():
     torch.manual_seed(0)
     net = Denoiser(3000, 5, (100, 200), 10, 0.5, False)
@@ -65,6 +78,8 @@ def test_initial_weights_have_the_deviation_of_the_whole_layer():
         assert float(weight.detach().std()) == pytest.approx(deviation, rel=4 / math.sqrt(2 * weight.numel()))
         assert abs(float(weight.detach().mean())) < 4 * deviation / math.sqrt(weight.numel())
     assert float(net.decode.bias.detach().std()) == pytest.approx(0.001, rel=0.06)
+    unbiased = Denoiser(30, 5, (10,), 10, 0.5, False, bias_deviation=0)
+    assert not any(value.any() for name, value in unbiased.named_parameters() if name.endswith("bias"))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.73])

@@ -51,7 +51,7 @@ variants:
   most_pop: {model: noise2next.models.popularity.MostPop}
   recent_pop: {model: noise2next.models.popularity.MostPop, weighting: {kind: exponential, half_life_days: 30}}
   ease: {model: noise2next.models.ease.EASE, options: {l2: 100}}
-  diffrec: {model: noise2next.models.diffrec.DiffRec, options: {steps: 3, hidden: [16]}}
+  diffrec: {model: noise2next.models.diffrec.DiffRec, options: {steps: 3, hidden: [16], sampling_noise: true}}
 """
 MODELS = {f"model_{name}" for name in ("lightgcn", "most_pop", "recent_pop", "ease", "diffrec", "latent")}
 CHAIN = ["raw_interactions", "interactions", "validation", "split"]
@@ -108,6 +108,14 @@ def test_the_whole_graph_ends_in_a_champion(project, finished):
     assert finished.success
     assert materialised(finished) == {key.to_user_string() for key in definitions(project).resolve_all_asset_keys()}
     assert read_json(Workspace(project, "shop").registration / "report.json")["promoted"]
+
+
+def test_a_model_that_draws_shows_what_its_draws_are_good_for_and_how_a_list_comes_about(finished):
+    pictures = ("shares and hits", "a list, step by step")
+    drawn, plain = shown(finished, "evaluation_diffrec"), shown(finished, "evaluation_ease")
+    assert all("data:image/png;base64," in drawn[name].md_str for name in pictures)
+    assert not set(pictures) & set(plain)
+    assert "coverage@20, all draws" in drawn["draws"].md_str
 
 
 def test_every_check_is_answered_and_holds(finished):

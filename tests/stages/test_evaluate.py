@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noise2next.config import Params, Settings, Variant
+from noise2next.config import Noise, Params, Settings, UniformWeights, Variant
 from noise2next.data.interactions import Split
 from noise2next.data.queries import Queries
 from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
+from noise2next.evaluation.evaluator import judge
 from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.models.base import ClosedForm, build
 from noise2next.models.diffrec import DiffRec
@@ -181,6 +182,20 @@ class TestEvaluate:
         layers = (ITEMS + 10) * 4 + 4, 10 * 10 + 10, 4 * ITEMS + ITEMS
         assert evaluate._learned_numbers(diffrec) == sum(layers)
         assert evaluate._learned_numbers(EASE(EASE.Config(), ITEMS)) == ITEMS * ITEMS
+
+    def test_histories_are_noised_as_in_training_and_the_report_says_so(
+        self, params: Params, space: Workspace, settings: Settings
+    ) -> None:
+        noisy = params.variants["ease"].model_copy(update={"noise": Noise(share=0.6)})
+        params = params.model_copy(update={"variants": {"ease": noisy}})
+        train(params, space, "ease")
+        report = evaluate.run(params, space, settings, "ease")
+        assert report.noise == Noise(share=0.6)
+        split = Split.load(space.prepared, params.dataset("shop").split, False)
+        model, config = Artifact.load(space.model("ease")).model, params.evaluation
+        found = judge(model, split, UniformWeights(), ["test"], config, "cpu", Noise(share=0.6), 1)["test"].means()
+        assert {name: value.mean for name, value in report.metrics["test"].items()} == pytest.approx(found)
+        assert found != judge(model, split, UniformWeights(), ["test"], config, "cpu")["test"].means()
 
     def test_evaluating_twice_says_the_same(self, params: Params, space: Workspace, settings: Settings) -> None:
         train(params, space, "ease")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
 from noise2next.registry.packaging import CONTENT
 from noise2next.registry.versions import ModelRegistry
-from noise2next.stages import evaluate, recommend, register, train
-from noise2next.workspace import Workspace, write_json, writing
+from noise2next.stages import denoise, evaluate, recommend, register, train
+from noise2next.workspace import Workspace, read_json, write_json, writing
 
 USERS, ITEMS = 30, 10
 
@@ -28,17 +29,40 @@ class World(NamedTuple):
     settings: Settings
 
 
+VARIANTS = {
+    "most_pop": {"model": "noise2next.models.popularity.MostPop"},
+    "ease": {"model": "noise2next.models.ease.EASE", "options": {"l2": 5}},
+    "drawn": {
+        "model": "noise2next.models.diffrec.DiffRec",
+        "options": {"steps": 4, "hidden": [8], "schedule": "cosine", "parameterisation": "eps", "sampling_steps": 4},
+        "trainer": {"epochs": 2},
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    root = tmp_path_factory.mktemp("shop")
+    with _world(tmp_path_factory.mktemp("shop"), "ease") as made:
+        for name in ("most_pop", "drawn"):
+            train.run(made.params, made.space, made.settings, name)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Its champion draws."""
+    with _world(tmp_path_factory.mktemp("casino"), "drawn") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _world(root: Path, champion: str) -> Iterator[World]:
+    """A shop that has names for most of its items."""
     shop = {"path": "s.csv", "format": "delimited", "columns": {"time": "t"}, "time_unit": "s"}
     params = Params.model_validate(
         {
-            "datasets": {"shop": shop},
-            "variants": {
-                "most_pop": {"model": "noise2next.models.popularity.MostPop"},
-                "ease": {"model": "noise2next.models.ease.EASE", "options": {"l2": 5}},
-            },
+            "datasets": {"shop": {**shop, "names": {"path": "titles.csv", "item": "id", "name": "title"}}},
+            "variants": VARIANTS,
             "trainer": {"metric": "recall@5"},
             "evaluation": {"cutoffs": [5], "bootstrap_samples": 20},
         }
@@ -46,12 +70,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     space, settings = Workspace(root, "shop"), Settings(root=root, device="cpu")
     space.promotion_policy.parent.mkdir()
     space.promotion_policy.write_text("metric: recall@5\n")
+    space.data.mkdir()
+    titles = [f'i{item},"Title, {item}"\n' for item in range(ITEMS - 1)]
+    (space.data / "titles.csv").write_text("id,title\n" + "".join(titles))
     _prepare(space)
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for name in params.variants:
-            train.run(params, space, settings, name)
-        evaluate.run(params, space, settings, "ease")
+        train.run(params, space, settings, champion)
+        evaluate.run(params, space, settings, champion)
         register.run(params, space, settings)
         yield World(params, space, settings)
 
@@ -79,12 +105,7 @@ def test_a_user_gets_unseen_items_best_first_from_the_champion(world: World):
     assert (report.model, report.version, report.variant) == ("noise2next-shop", "1", "ease")
     assert report.data_version == "1" * 64
     assert report.scores == sorted(report.scores, reverse=True)
-    seen = {
-        f"i{item}"
-        for name in ("train", "valid", "test")
-        for user, item, _ in pq.read_table(world.space.prepared / f"{name}.parquet").to_pandas().itertuples(index=False)
-        if user == 3
-    }
+    seen = _seen(world, 3)
     assert len(report.items) == min(4, ITEMS - len(seen))
     assert not seen & set(report.items)
 
@@ -102,6 +123,87 @@ def test_a_variant_that_was_never_registered_answers_when_named(world: World):
     assert report.version is None
 
 
+def test_items_are_shown_by_name_where_the_data_has_one(world: World):
+    report = recommend.for_history(*world, ["i0"], ITEMS)
+    said = dict(zip(report.items, report.names, strict=True))
+    assert said["i3"] == "Title, 3"
+    assert said["i9"] == "i9"
+    unnamed = world.params.model_copy(
+        update={"datasets": {"shop": world.params.datasets["shop"].model_copy(update={"names": None})}}
+    )
+    assert recommend.for_history(unnamed, world.space, world.settings, ["i0"], 3).names == []
+
+
+@pytest.mark.parametrize("variant", [None, "drawn"], ids=["champion", "variant"])
+def test_draws_come_with_their_shares_and_their_diversity(drawing: World, variant: str | None):
+    report = recommend.for_user(*drawing, "u3", 2, variant, 8)
+    assert isinstance(report, recommend.DrawnReport)
+    assert report.shares == sorted(report.shares, reverse=True)
+    assert all(round(8 * share) == pytest.approx(8 * share) and share > 0 for share in report.shares)
+    assert report.draws == 8
+    assert 0 < report.diversity < 1
+    assert report.distinct > 2 == len(report.items)
+    assert report == recommend.for_user(*drawing, "u3", 2, variant, 8)
+    assert not _seen(drawing, 3) & set(report.items)
+
+
+def test_draws_of_a_history_report_what_is_unknown(drawing: World):
+    report = recommend.for_history(*drawing, ["i0", "nowhere"], 3, None, 5)
+    assert (report.known, report.unknown, report.user) == (1, ["nowhere"], None)
+    assert report.names == [f"Title, {item[1:]}" if item != "i9" else item for item in report.items]
+
+
+def test_drawing_leaves_the_models_own_list_as_it_was(drawing: World):
+    opened = recommend.open_model(*drawing, None)
+    before = opened.package.for_users(["u3"], 4)
+    opened.package.draw(opened.ask_user("u3"), 4, 6)
+    assert opened.package.for_users(["u3"], 4) == before
+
+
+def _seen(world: World, user: int) -> set[str]:
+    return {
+        f"i{item}"
+        for name in ("train", "valid", "test")
+        for one, item, _ in pq.read_table(world.space.prepared / f"{name}.parquet").to_pandas().itertuples(index=False)
+        if one == user
+    }
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_list_is_drawn_step_by_step_to_the_list_that_is_recommended(drawing: World, tmp_path: Path, kind: str):
+    report = denoise.run(*drawing, "u3", 4, tmp_path / f"list.{kind}")
+    assert report.items == recommend.for_user(*drawing, "u3", 4).items
+    assert report.steps == [3, 2, 1, 0]
+    assert [one.item for one in report.courses][:4] == report.items
+    assert [one.ranks[-1] for one in report.courses][:4] == [1, 2, 3, 4]
+    assert all(one.ranks[-1] > 4 >= min(one.ranks) for one in report.courses[4:])
+    for step in range(4):
+        ranks = [one.ranks[step] for one in report.courses]
+        assert len(set(ranks)) == len(ranks)
+        assert {1, 2, 3, 4} <= set(ranks)
+    first = (tmp_path / f"list.{kind}").read_bytes()
+    assert first[:5] in (b"<?xml", b"\x89PNG\r")
+    denoise.run(*drawing, "u3", 4, tmp_path / f"again.{kind}")
+    assert (tmp_path / f"again.{kind}").read_bytes() == first
+
+
+def test_the_example_is_the_first_judged_user(drawing: World):
+    report = denoise.example(*drawing, "drawn")
+    table = pq.read_table(drawing.space.evaluation("drawn") / "per_user.parquet").to_pandas()
+    assert report is not None
+    assert report.user == table[table["part"] == "test"]["user"].iloc[0]
+    assert denoise.example(*drawing, "ease") is None
+
+
+def test_an_evaluation_says_what_the_draws_of_a_model_are_good_for(drawing: World, world: World):
+    found = evaluate.EvaluationReport.model_validate(read_json(drawing.space.evaluation("drawn") / "report.json"))
+    assert found.draws is not None
+    assert (found.draws.draws, found.draws.cutoff) == (10, 5)
+    assert found.draws.users == found.users["test"]
+    assert set(found.draws.gain) == {"recall@5", "ndcg@5"}
+    assert read_json(world.space.evaluation("ease") / "report.json")["draws"] is None
+
+
 @pytest.mark.parametrize(
     ("ask", "word"),
     [
@@ -110,6 +212,11 @@ def test_a_variant_that_was_never_registered_answers_when_named(world: World):
         (lambda world: recommend.for_history(*world, ["nowhere"], 3), "nowhere"),
         (lambda world: recommend.for_history(*world, ["i1"], 3, "best"), "no variant 'best'"),
         (lambda world: recommend.for_all(*world, world.space.root, 3), "folder"),
+        (lambda world: recommend.for_user(*world, "u3", 3, None, 5), "ease of shop does not draw.*leave --draws out"),
+        (lambda world: recommend.for_history(*world, ["i1"], 3, "most_pop", 5), "most_pop of shop does not draw"),
+        (lambda world: denoise.run(*world, "u3", 3, Path("list.gif"), "drawn"), "list.gif.*\\.svg or \\.png"),
+        (lambda world: denoise.run(*world, "u3", 3, Path("list.svg")), "ease.*not come about in steps"),
+        (lambda world: denoise.run(*world, "nobody", 3, Path("list.svg"), "drawn"), "nobody"),
     ],
 )
 def test_what_cannot_be_answered_is_a_sentence(world: World, ask, word: str):

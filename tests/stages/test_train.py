@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from noise2next.config import Params, Settings
+from noise2next.config import Noise, Params, Settings
 from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
 from noise2next.models.artifact import Artifact
@@ -64,6 +64,7 @@ def params():
                 },
                 "diffrec": {"model": diffrec, "options": options},
                 "t_diffrec": {"model": diffrec, "options": options, "weighting": {"kind": "linear"}},
+                "noised_pop": {"model": "noise2next.models.popularity.MostPop", "noise": {"share": 0.5}},
             },
             "trainer": {"metric": "recall@5", "epochs": 3, "batch_size": 16},
             "evaluation": {"cutoffs": [5]},
@@ -184,6 +185,19 @@ def test_time_weights_reach_the_model(params, space, runs):
     run(params, space, "t_diffrec")
     name = "denoiser.decode.weight"
     assert not torch.equal(weights(space)[name], weights(space, "t_diffrec")[name])
+
+
+def test_noise_reaches_the_model_and_its_seed_and_share_the_fingerprint(params, space, runs):
+    plain, noised = run(params, space, "most_pop"), run(params, space, "noised_pop")
+    counts = [weights(space, name)["popularity"].sum() for name in ("most_pop", "noised_pop")]
+    assert counts == [USERS * 6, USERS * 9]
+    assert plain.fingerprint != noised.fingerprint
+    more = {"noised_pop": params.variants["noised_pop"].model_copy(update={"noise": Noise(share=0.2)})}
+    for other in ({"variants": {**params.variants, **more}}, {"seed": 2}):
+        before = weights(space, "noised_pop")["popularity"]
+        again = run(params.model_copy(update=other), space, "noised_pop")
+        assert again.fingerprint != noised.fingerprint
+        assert not torch.equal(weights(space, "noised_pop")["popularity"], before)
 
 
 def test_a_variant_that_needs_a_clock_is_refused_without_one(params, space, runs):

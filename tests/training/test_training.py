@@ -1,15 +1,20 @@
 """The one loop: early stopping, best weights, checkpoints, and the same bytes after a kill."""
 
+import importlib
+import json
 import logging
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from noise2next import models
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
 from noise2next.errors import UserError
@@ -35,9 +40,12 @@ def diffrec(items=30):
     return DiffRec(DiffRec.Config(steps=3, hidden=(8,)), items)
 
 
-def learn(model, folder, validate=lambda model: {"recall@20": 0.1}, seed=1, on_epoch=lambda *_: None, **choices):
+def learn(
+    model, folder, validate=lambda model: {"recall@20": 0.1}, seed=1, on_epoch=lambda *_: None, budget=None, **choices
+):
     config = TrainerConfig(**{"epochs": 3, "batch_size": 20, "checkpoint_seconds": 0, **choices})
-    return fit(model, histories(), config, validate, folder / "checkpoint", seed, CPU, on_epoch, progress=False)
+    place = folder / "checkpoint"
+    return fit(model, histories(), config, validate, place, seed, CPU, on_epoch, progress=False, budget_seconds=budget)
 
 
 class Counter(Trainable):
@@ -81,6 +89,7 @@ def test_it_stops_when_patience_is_over_and_keeps_the_best_weights(tmp_path):
     model = Counter()
     report = learn(model, tmp_path, validate, epochs=100, patience=3)
     assert (report.epochs, report.best_epoch, report.metrics) == (5, 2, {"recall@20": 0.3})
+    assert report.stopped == "patience"
     assert float(model.weight.detach()) == weights[1] < weights[2]
     assert not model.training
 
@@ -172,6 +181,8 @@ def test_a_closed_form_is_solved_once_and_judged(tmp_path):
     model = Mean()
     report = learn(model, tmp_path)
     assert (model.solved, report.epochs, report.metrics) == (1, 0, {"recall@20": 0.1})
+    assert report.stopped == "solved"
+    assert report.within(None)
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path):
@@ -193,20 +204,33 @@ def test_a_line_of_the_log_comes_with_each_epoch(tmp_path, caplog):
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
+TRAINED = {  # every trainable model, small
+    "diffrec.DiffRec": {"steps": 3, "hidden": [8, 16]},
+    "l_diffrec.LDiffRec": {"steps": 3, "hidden": [8], "encoder": [8], "clusters": 2},
+    "mult_vae.MultVAE": {"hidden": [16], "latent_size": 8},
+    "mult_dae.MultDAE": {},
+    "light_gcn.LightGCN": {"embedding_size": 8, "layers": 2},
+    "sas_rec.SASRec": {"size": 8, "blocks": 1, "max_length": 5},
+    "gru4rec.GRU4Rec": {"size": 8, "hidden": 8, "max_length": 5},
+    "diffurec.DiffuRec": {"size": 8, "blocks": 1, "heads": 2, "steps": 4, "max_length": 5},
+    "dnr.DNR": {"embedding_size": 8, "blocks": 1, "steps": 4, "max_length": 5, "seeds": 2},
+}
+KILLS = 3  # of each, at random moments; a run may end before the last of them
+
 KILLED_AGAIN_AND_AGAIN = """
-    import logging, os, random, signal, sys, time
+    import json, logging, os, random, signal, sys, time
     from pathlib import Path
     import torch
     from safetensors.torch import save_file
-    from noise2next.config import TrainerConfig
+    from noise2next.config import TrainerConfig, Variant
     from noise2next.data.queries import Queries
-    from noise2next.models.diffrec import DiffRec
+    from noise2next.models.base import build
     from noise2next.training.fit import fit
     from noise2next.training.seeding import seed_everything
 
-    folder = Path(sys.argv[1])
+    folder, models, kills = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 
-    def train(name):
+    def train(address, options, name):
         torch.set_num_threads(1)
         logging.basicConfig(level=logging.INFO, filename=folder / f"{name}.log")
         users, items, length = 96, 40, 6
@@ -215,53 +239,78 @@ KILLED_AGAIN_AND_AGAIN = """
         indptr = torch.arange(0, users * length + 1, length)
         data = Queries(indptr, chosen, torch.ones(users * length), None, torch.arange(users), items)
         seed_everything(3)
-        model = DiffRec(DiffRec.Config(steps=3, hidden=(8, 16)), items)
+        inputs = {"user_keys": data.keys, "item_clusters": torch.arange(items) % 2}
+        model = build(Variant(model=f"noise2next.models.{address}", options=options), items, inputs)
 
         def validate(model):  # rises and falls, and draws numbers of its own
             torch.rand(3)
-            return {"recall@20": float(model.score(data.select(torch.arange(9))).std().sin())}
+            model.begin_scoring()
+            with torch.no_grad():
+                return {"recall@20": float(model.score(data.select(torch.arange(9))).std().sin())}
 
-        config = TrainerConfig(epochs=80, batch_size=20, patience=80, checkpoint_seconds=0.002)
+        config = TrainerConfig(epochs=10, batch_size=20, patience=10, checkpoint_seconds=0.002)
         fit(model, data, config, validate, folder / name / "checkpoint", 3, torch.device("cpu"), lambda *_: None, False)
         save_file(model.state_dict(), folder / f"{name}.safetensors")
 
-    def child(name):
+    def child(*what):
         process = os.fork()
         if process == 0:
             code = 1
             try:
-                train(name)
+                train(*what)
                 code = 0
             finally:
                 os._exit(code)
         return process
 
-    def saved():  # changes with every checkpoint
-        return {path.stat().st_ino for path in (folder / "killed" / "checkpoint").glob("?/manifest.json")}
+    def saved(name):  # changes with every checkpoint
+        return {path.stat().st_ino for path in (folder / name / "checkpoint").glob("?/manifest.json")}
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # what it imports late, imported once for all children
-    moments, kills = random.Random(int(sys.argv[2])), 0
-    assert os.waitpid(child("whole"), 0)[1] == 0
-    for _ in range(6):
-        before, process = saved(), child("killed")
-        alive = os.WEXITED | os.WNOHANG | os.WNOWAIT  # looks without taking the process away
-        while saved() == before and os.waitid(os.P_PID, process, alive) is None:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.15))
-        os.kill(process, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(process, 0)[1])
-    assert os.waitpid(child("killed"), 0)[1] == 0
-    print(kills)
+    moments, look = random.Random(5), os.WEXITED | os.WNOHANG | os.WNOWAIT
+    for address, options in models.items():
+        whole, name, done = f"{address}-whole", f"{address}-killed", 0
+        assert os.waitpid(child(address, options, whole), 0)[1] == 0
+        for _ in range(kills):
+            before, process = saved(name), child(address, options, name)
+            while saved(name) == before and os.waitid(os.P_PID, process, look) is None:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0.0, 0.05))
+            os.kill(process, signal.SIGKILL)
+            done += os.WIFSIGNALED(os.waitpid(process, 0)[1])
+        assert os.waitpid(child(address, options, name), 0)[1] == 0
+        print(done)
 """
 
 
-def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
-    program = [sys.executable, "-c", textwrap.dedent(KILLED_AGAIN_AND_AGAIN), str(tmp_path), "5"]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with the weights and the log of each model, trained whole and killed; and how often it was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    program = [sys.executable, "-c", textwrap.dedent(KILLED_AGAIN_AND_AGAIN)]
+    told = [str(folder), json.dumps(TRAINED), str(KILLS)]
+    done = subprocess.run([*program, *told], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 3
-    assert "resumed after epoch" in (tmp_path / "killed.log").read_text()
-    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    return folder, dict(zip(TRAINED, map(int, done.stdout.split()), strict=True))
+
+
+@pytest.mark.parametrize("address", TRAINED)
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(killed, address):
+    folder, times = killed
+    assert times[address] >= 1
+    assert "resumed after epoch" in (folder / f"{address}-killed.log").read_text()
+    whole = (folder / f"{address}-whole.safetensors").read_bytes()
+    assert (folder / f"{address}-killed.safetensors").read_bytes() == whole
+
+
+def test_every_trainable_model_is_killed_here():
+    found = set()
+    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+        module = importlib.import_module(f"noise2next.models.{path.stem}")
+        for name, one in vars(module).items():
+            if isinstance(one, type) and issubclass(one, Trainable) and one.__module__ == module.__name__:
+                found.add(f"{path.stem}.{name}")
+    assert found - {"base.Trainable"} == set(TRAINED)
 
 
 class Stop(Exception):
@@ -350,6 +399,54 @@ def test_a_checkpoint_of_another_run_is_left_out(tmp_path, caplog, change):
 def test_a_checkpoint_is_not_written_before_its_time(tmp_path):
     learn(diffrec(), tmp_path, checkpoint_seconds=1000)
     assert not (tmp_path / "checkpoint").exists()
+
+
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def rising_and_falling(model):
+    """Draws numbers of its own, as a stochastic model's validation may."""
+    torch.rand(3)
+    return {"recall@20": float(model.score(histories()).std().sin())}
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_budget_ends_a_run_after_an_epoch_and_a_larger_one_goes_on_to_the_same_bytes(tmp_path, every):
+    def fresh():
+        seed_everything(1)
+        return diffrec()
+
+    choices = {"epochs": 9, "evaluate_every": every, "checkpoint_seconds": 1000}
+    whole, stopped, resumed = fresh(), fresh(), fresh()
+    unbroken = learn(whole, tmp_path / "whole", rising_and_falling, **choices)
+    first = learn(stopped, tmp_path / "paused", rising_and_falling, budget=0, **choices)
+    assert (first.stopped, first.epochs, first.best_epoch) == ("budget", 1, 1)
+    assert first.metrics == first.curve[0].metrics != {}
+    assert not first.within(None)
+    assert not first.within(first.seconds + 1)
+    assert first.within(first.seconds)
+    torch.rand(100)
+    second = learn(resumed, tmp_path / "paused", rising_and_falling, **choices)
+    assert (second.stopped, unbroken.stopped) == ("epochs", "epochs")
+    assert second.within(None)
+    shown = [[(one.epoch, one.loss, one.metrics) for one in report.curve] for report in (unbroken, second)]
+    assert shown[0] == shown[1]
+    assert (second.best_epoch, second.metrics) == (unbroken.best_epoch, unbroken.metrics)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_budget_counts_the_seconds_of_all_resumptions(tmp_path):
+    def slow(model):
+        time.sleep(0.05)
+        return {"recall@20": 0.1}
+
+    first = learn(Counter(), tmp_path, slow, budget=0, epochs=50)
+    budget = first.seconds + 0.08
+    second = learn(Counter(), tmp_path, slow, budget=budget, epochs=50)
+    assert second.stopped == "budget"
+    assert second.curve[0] == first.curve[0]
+    assert second.seconds - second.curve[-1].seconds < budget <= second.seconds
 
 
 # --- device and precision ---------------------------------------------------------------------------------------------

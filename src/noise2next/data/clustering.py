@@ -39,9 +39,7 @@ def cluster(vectors: NDArray[np.float32], count: int, seed: int, n_init: int) ->
     return Clustering(labels, float(((points - means[labels]) ** 2).sum()))
 
 
-def _filled(
-    points: NDArray[np.float64], labels: NDArray[np.int64], centres: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def _filled(points: NDArray[np.float64], labels: NDArray[np.int64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
     """Give a group below `LEAST` items the nearest items to its centre from groups that can spare one."""
     labels, sizes = labels.copy(), np.bincount(labels, minlength=len(centres))
     while sizes.min() < LEAST:

@@ -33,7 +33,7 @@ def read_lines(piece: Piece, encoding: str) -> Iterator[Lines]:
         numbers = np.arange(number, number + len(raw))
         number += len(raw)
         undecodable: list[tuple[int, str]] = []
-        if b"\0" not in block and _is_utf8(block):
+        if b"\0" not in block and is_utf8(block):
             text = raw.cast(pa.string())
         else:
             sound, undecodable = _decoded(raw, numbers)
@@ -55,7 +55,8 @@ def _cut(block: bytes) -> pa.BinaryArray:
     return pa.Array.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(block)])
 
 
-def _is_utf8(block: bytes) -> bool:
+def is_utf8(block: bytes) -> bool:
+    """Whether all of it decodes; a block that ends with a line is cut through no letter."""
     if block.isascii():
         return True
     try:
@@ -69,7 +70,7 @@ def _decoded(raw: pa.BinaryArray, numbers: NDArray[np.int64]) -> tuple[pa.Boolea
     """Which lines are text, and the others with their odd bytes spelled out."""
     sound, undecodable = [], []
     for number, line in zip(numbers.tolist(), raw.to_pylist(), strict=True):
-        good = b"\0" not in line and _is_utf8(line)
+        good = b"\0" not in line and is_utf8(line)
         sound.append(good)
         if not good:
             shown = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace").replace("\0", "\\x00")

@@ -100,23 +100,34 @@ def roles_of(dataset: Dataset) -> Roles:
 
 
 def _delimited(piece: Piece, place: int, dataset: Dataset) -> Batches:
-    separator = dataset.separator or ","
-    roles, names, expected = roles_of(dataset), list[str](), 0
-    for lines in _whole_records(read_lines(piece, dataset.encoding), separator):
+    roles = roles_of(dataset)
+    for lines, found in records(piece, dataset.encoding, dataset.separator or ",", dataset.header, "columns", roles):
+        if found is not None:
+            reason = pc.if_else(pa.array(found.right), pa.scalar(None, pa.string()), WRONG_COLUMN_COUNT)
+            yield _batch(place, found.lines, found.raw, reason, dict(zip(roles, found.columns, strict=True)))
+        yield from _undecodable(place, lines)
+
+
+def records(
+    piece: Piece, encoding: str, separator: str, header: bool, entry: str, roles: Roles
+) -> Iterator[tuple[Lines, delimited.Fields | None]]:
+    """Delimited text by blocks of lines, with the columns of `roles` in their order; None where a block holds no rows.
+
+    Raises UserError for a column that the file has not; it names `entry`, the key above the roles in params.yaml.
+    """
+    names, expected = list[str](), 0
+    for lines in _whole_records(read_lines(piece, encoding), separator):
         numbers, text = lines.numbers, lines.text
         if not expected and len(text):
-            if dataset.header:
+            if header:
                 names = delimited.header_names(text[0].as_py(), separator)
                 numbers, text = numbers[1:], text.slice(1)
             else:
                 names = [str(k + 1) for k in range(delimited.width(text, separator))]
             expected = len(names)
-            wanted = _places(piece, roles, names)
-        if len(text):
-            found = delimited.fields(numbers, text, separator, expected, list(wanted.values()))
-            reason = pc.if_else(pa.array(found.right), pa.scalar(None, pa.string()), WRONG_COLUMN_COUNT)
-            yield _batch(place, found.lines, found.raw, reason, dict(zip(wanted, found.columns, strict=True)))
-        yield from _undecodable(place, lines)
+            wanted = _places(piece, roles, names, entry)
+        found = delimited.fields(numbers, text, separator, expected, list(wanted.values())) if len(text) else None
+        yield lines, found
 
 
 def _whole_records(batches: Iterator[Lines], separator: str) -> Iterator[Lines]:
@@ -133,14 +144,14 @@ def _whole_records(batches: Iterator[Lines], separator: str) -> Iterator[Lines]:
         yield rest
 
 
-def _places(piece: Piece, roles: Roles, names: Sequence[str]) -> dict[str, int]:
+def _places(piece: Piece, roles: Roles, names: Sequence[str], entry: str = "columns") -> dict[str, int]:
     """{role: place of its column}. Raises UserError for a column that the file has not, or has twice."""
     for role, column in roles.items():
         if names.count(column) != 1:
             fact = "no column" if column not in names else "more than one column"
             raise UserError(
                 f"{piece.name}: {fact} {column!r} for the {role}; it has {', '.join(names) or 'none'}; correct"
-                f" columns.{role} in the dataset's entry"
+                f" {entry}.{role} in the dataset's entry"
             )
     return {role: names.index(column) for role, column in roles.items()}
 

@@ -79,6 +79,15 @@ class Queries:
         """Each history without its newest interaction, and that one's item [B]. No history may be empty."""
         return self._cut(self.indptr[:-1], self.lengths - 1), self.items[self.indptr[1:] - 1]
 
+    def with_next(self) -> tuple[Queries, Tensor]:
+        """Each history without its newest interaction, and after each of the n - B left the item that came next.
+
+        No history may be empty.
+        """
+        before, _ = self.before_last()
+        place = torch.arange(len(before.items), device=self.device) + before.rows()  # a history is one longer here
+        return before, self.items[place + 1]
+
     def _cut(self, starts: Tensor, lengths: Tensor) -> Queries:
         """Of each history the `lengths` [B] interactions from the flat place `starts` [B] on."""
         indptr, flat = ranges(starts, lengths)

@@ -35,3 +35,23 @@ def _mix(value: Tensor) -> Tensor:
 def _high(value: Tensor, bits: int) -> Tensor:
     """The `bits` highest bits as a number >= 0: a shift to the right that brings in zeros."""
     return (value >> (64 - bits)) & ((1 << bits) - 1)
+
+
+class NormalTable:
+    """Many standard normals for little: rows of a table that is drawn once, at a place that (seed, key, step) decides.
+
+    Within one (key, step) the rows are independent as long as there are no more than the table has; two keys may share
+    rows, which no user can tell. For draws that are too many to make anew.
+    """
+
+    def __init__(self, seed: int, size: int, device: torch.device, rows: int = 1 << 14) -> None:
+        """`size` normals a row."""
+        self.seed = seed
+        self.device = device
+        self._table = normals(seed, torch.arange(rows, device=device), 0, size)
+
+    def rows(self, keys: Tensor, step: int, numbers: Tensor) -> Tensor:
+        """Row numbers[n] of the draw that belongs to keys[n] and `step`: keys [N], numbers [N] >= 0 -> [N, size]."""
+        origin, turn = keys.new_tensor([self.seed, step + 1])
+        start = _high(_mix(_mix(keys ^ _mix(origin)) + turn * _GOLDEN), 31)
+        return self._table[(start + numbers) % len(self._table)]

@@ -21,20 +21,22 @@ class GaussianDiffusion(nn.Module):
     noise: Tensor  # sqrt(1 - abar_t)
     to_clean: Tensor  # the posterior mean's share of x_0
     to_noisy: Tensor  # the posterior mean's share of x_t
+    betas: Tensor  # of q(x_t | x_{t-1})
     variance: Tensor  # of q(x_{t-1} | x_t, x_0); zero at t = 0
     weight_x0: Tensor  # of the evidence bound, for a network that predicts x_0
     weight_eps: Tensor  # of the authors' code, for a network that predicts the noise; not of the bound
 
     def __init__(self, betas: Tensor) -> None:
-        """betas [T], T >= 2, as `schedule.betas` gives them."""
+        """betas [T], T >= 1, as `schedule.betas` gives them."""
         super().__init__()
-        if len(betas) < 2:
-            raise ValueError(f"a diffusion process needs at least 2 steps, not {len(betas)}")
+        if len(betas) < 1:
+            raise ValueError("a diffusion process needs at least one step")
         betas = betas.double()
         kept = torch.cumprod(1 - betas, dim=0)
         before = torch.cat([kept.new_ones(1), kept[:-1]])
         snr = kept / (1 - kept)
         self.steps = len(betas)
+        self._table("betas", betas)
         self._table("signal", kept.sqrt())
         self._table("noise", (1 - kept).sqrt())
         self._table("to_clean", betas * before.sqrt() / (1 - kept))
@@ -59,6 +61,21 @@ class GaussianDiffusion(nn.Module):
     def posterior_sample(self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw x_{t-1} from q(x_{t-1} | x_t, x_0) with standard normal `noise`, which counts nothing at t = 0."""
         return self.posterior_mean(x0, x_t, t) + _at(self.variance, t, x0).sqrt() * noise
+
+    def posterior_sample_wide(self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """As `posterior_sample` with the variance beta_t, its upper bound (Ho et al., 2020, section 3.2); none at 0."""
+        spread = torch.where(t > 0, self.betas[t], 0).sqrt().to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+        return self.posterior_mean(x0, x_t, t) + spread * noise
+
+    def respaced(self, count: int) -> tuple[GaussianDiffusion, Tensor]:
+        """The process seen at `count` of its steps only, the last among them, and which those are: [count] int64.
+
+        Its forward marginals at these steps are the same (Nichol and Dhariwal, 2021, section 4).
+        """
+        chosen = torch.linspace(self.steps - 1, 0, count, dtype=torch.float64).round().long().flip(0)
+        kept = self.signal[chosen.to(self.signal.device)].square()
+        before = torch.cat([kept.new_ones(1), kept[:-1]])
+        return GaussianDiffusion(1 - kept / before), chosen
 
     def clean_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The x_0 that `noise` has turned into x_t."""

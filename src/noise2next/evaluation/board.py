@@ -53,6 +53,7 @@ def compare(
     said = [
         *notes,
         *_of_one_seed(entries),
+        *_noised(ranked),
         *_simple_ahead(ranked, values, resampled, main_metric, config.confidence),
         *_not_the_best(chosen, ranked, behind, main_metric, config.confidence),
         *_unjudged(first),
@@ -99,11 +100,13 @@ def _row(entry: Entry, versus_best: Interval | None) -> LeaderboardRow:
         simple=entry.simple,
         options=evaluation.options,
         weighting=evaluation.weighting,
+        noise=evaluation.noise,
         metrics=evaluation.metrics["test"],
         valid=evaluation.metrics["valid"],
         lists=evaluation.lists["test"],
         versus_best=versus_best,
         bands=evaluation.bands,
+        draws=evaluation.draws,
         parameters=evaluation.parameters,
         seconds_training=training.seconds,
         seconds_evaluation=evaluation.seconds,
@@ -161,6 +164,16 @@ def _of_one_seed(entries: Sequence[Entry]) -> list[str]:
     if all(entry.simple for entry in entries):
         return []
     return ["intervals are over users, for one seed a model: another seed would move the trained models too"]
+
+
+def _noised(ranked: Sequence[Entry]) -> list[str]:
+    """A sentence for each row that stands for an experiment."""
+    return [
+        f"{entry.evaluation.variant} reads false positives at random, {entry.evaluation.noise.share:.0%} of a user's "
+        "real interactions, in training and when it is judged"
+        for entry in ranked
+        if entry.evaluation.noise is not None
+    ]
 
 
 def _unjudged(evaluation: EvaluationReport) -> list[str]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from noise2next.config import EvaluationConfig, Weighting
+from noise2next.config import EvaluationConfig, Noise, Weighting
 from noise2next.data.interactions import Interactions, Split
+from noise2next.data.noise import reading
 from noise2next.data.queries import Queries
-from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
 from noise2next.evaluation import lists
 from noise2next.evaluation.metrics import Truth, accuracy, hits
@@ -44,6 +44,22 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The judged users [M] of one part: what a model is asked with, what their lists leave out, what they took."""
+
+    users: NDArray[np.int64]
+    queries: Queries
+    seen: Queries | None
+    truth: Truth
+
+    def select(self, places: NDArray[np.int64]) -> Asked:
+        """Those at `places` [m], in that order."""
+        chosen = torch.from_numpy(places).to(self.queries.device)
+        seen = None if self.seen is None else self.seen.select(chosen)
+        return Asked(self.users[places], self.queries.select(chosen), seen, self.truth)
+
+
+@dataclass(frozen=True)
 class _Pass:
     """Parts that read the same history, so that one pass of scores serves them all."""
 
@@ -63,7 +79,10 @@ class Evaluator:
         parts: Sequence[Part],
         config: EvaluationConfig,
         device: torch.device | str,
+        noise: Noise | None = None,
+        seed: int = 0,
     ) -> None:
+        """`seed` decides what `noise` puts into the histories that are read."""
         self._config = config
         self._truth = {part: Truth.of(split.truth(part), split.n_items) for part in parts}
         self._popularity = lists.popularity(split.train, split.n_items)
@@ -71,7 +90,10 @@ class Evaluator:
         self._left_out: dict[Part, int] = {}
         shared = split.config.history == "train"
         groups: list[list[Part]] = [list(parts)] if shared else [[part] for part in parts]
-        self._passes = [self._prepare(split, weighting, group, device) for group in groups]
+        self._passes = [
+            self._prepare(split, reading(split.known(group[0]), split, weighting, noise, seed), group, device)
+            for group in groups
+        ]
 
     def judge(self, model: Recommender) -> dict[Part, Judgement]:
         """Rank every item for every user of every part. The model keeps its mode of training."""
@@ -82,13 +104,16 @@ class Evaluator:
         finally:
             model.train(mode)
 
-    def _prepare(self, split: Split, weighting: Weighting, parts: list[Part], device: torch.device | str) -> _Pass:
-        known = split.known(parts[0])
+    def asked(self, part: Part) -> Asked:
+        """The users whom `judge` judges on `part`."""
+        each = next(one for one in self._passes if part in one.rows)
+        return Asked(each.users, each.queries, each.seen[part], self._truth[part]).select(each.rows[part])
 
+    def _prepare(self, split: Split, read: Interactions, parts: list[Part], device: torch.device | str) -> _Pass:
         def on_device(interactions: Interactions) -> Queries:
             return Queries.of(interactions, split.n_items, split.users.keys, device)
 
-        queries = on_device(weigh(known, weighting, split.has_clock))
+        queries = on_device(read)
         readable = queries.lengths.cpu().numpy() > 0
         judged = {part: np.flatnonzero((self._truth[part].sizes > 0) & readable) for part in parts}
         for part, users in judged.items():
@@ -133,10 +158,12 @@ def judge(
     parts: Sequence[Part],
     config: EvaluationConfig,
     device: torch.device | str,
+    noise: Noise | None = None,
+    seed: int = 0,
 ) -> dict[Part, Judgement]:
     """Judge `model`, which lies on `device`, on `parts`. Parts that read the same history share one pass of scores.
 
-    A history is weighted as in training. What was seen is left out by structure, and stays in |g| if the part repeats
-    it. Raises UserError when a part has nobody to judge.
+    A history is noised (by `seed`) and weighted as in training. What was seen is left out by structure, and stays in
+    |g| if the part repeats it. Raises UserError when a part has nobody to judge.
     """
-    return Evaluator(split, weighting, parts, config, device).judge(model)
+    return Evaluator(split, weighting, parts, config, device, noise, seed).judge(model)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noise2next.data.queries import Queries
-from noise2next.errors import UserError
+from noise2next.errors import Diverged
 from noise2next.models.base import Recommender
 from noise2next.nn.top_k import top_k
 
@@ -57,7 +57,7 @@ def ranked_blocks(
         scores = model.score(queries.select(block))
         if scores.amax().isnan():
             name = type(model).__name__
-            raise UserError(f"{name}: its scores are not numbers (NaN), so it has diverged; lower its learning rate")
+            raise Diverged(f"{name}: its scores are not numbers (NaN), so it has diverged; lower its learning rate")
         yield [_best(_masked(scores, None if out is None else out.select(block)), k) for out in seen]
 
 

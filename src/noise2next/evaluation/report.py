@@ -4,8 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from noise2next.config import Frozen, Weighting
+from noise2next.config import Frozen, Noise, Weighting
 from noise2next.evaluation.significance import Interval
+
+
+class ShareBin(Frozen):
+    """The pairs of a user and an item whose share of the draws is above `above` and at most `up_to`."""
+
+    above: float
+    up_to: float
+    pairs: int
+    mean_share: float
+    hit_rate: float  # the part of the pairs whose item the user took
+
+
+class DrawsReport(Frozen):
+    """What the draws of a stochastic model are good for, on test. A share: the part of the draws that list an item."""
+
+    draws: int
+    users: int  # looked at, chosen by seed among the judged
+    cutoff: int  # length of the lists
+    bins: list[ShareBin]  # of all pairs that some draw lists; bins without a pair are left out
+    auc: float | None  # chance that of a hit and a miss among these pairs the hit has the larger share; one half: none
+    calibration_error: float  # mean distance of share and hit rate: 0 if a share were the chance of a hit
+    by_share: dict[str, float]  # accuracy of the list by share
+    one_draw: dict[str, float]  # accuracy of a single draw's list, mean over the draws
+    gain: dict[str, Interval]  # the first less the second, paired by user
+    diversity: float  # 1 - the common part of two draws' lists, mean over pairs of draws and users
+    distinct: float  # items of a user in all draws together, mean over users
+    coverage: dict[str, float]  # of the catalogue by these users' lists: of one draw, by share, of all draws together
 
 
 class EvaluationReport(Frozen):
@@ -16,6 +43,7 @@ class EvaluationReport(Frozen):
     model: str
     options: dict[str, Any]
     weighting: Weighting
+    noise: Noise | None = None  # in the histories that were read
     split: str
     history: str
     mask_seen: bool
@@ -32,6 +60,7 @@ class EvaluationReport(Frozen):
     lists: dict[str, dict[str, float]]
     bands: list[float]  # the test lists' places (largest cutoff up to 20) by tenth of the catalogue, popular first
     trained_bands: list[float]  # the training interactions likewise
+    draws: DrawsReport | None = None  # of stochastic models
     seconds: float
 
 
@@ -61,11 +90,13 @@ class LeaderboardRow(Frozen):
     simple: bool  # learned in one pass, without gradient steps
     options: dict[str, Any]
     weighting: Weighting
+    noise: Noise | None = None  # in the histories that were read
     metrics: dict[str, Interval]
     valid: dict[str, Interval]
     lists: dict[str, float]
     versus_best: Interval | None  # main metric, this minus the best row, paired by user; None for the best row itself
     bands: list[float]
+    draws: DrawsReport | None = None
     parameters: int
     seconds_training: float
     seconds_evaluation: float

@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,17 +41,25 @@ class Recommender(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]]
     inputs: ClassVar[tuple[str, ...]] = ()  # besides its options: user_keys [U] int64; item_clusters [I] int64, 0 to
     # below the option `clusters`, for which the variant must stand in `latent_variants`
-    reads_order: ClassVar[bool] = False  # whether the order of a history matters, so that a log must have one
+    reads_order: ClassVar[bool] = False  # whether the order of a history matters, whatever the options
     scoring_seed: int = 0  # with a query's key it decides every draw of a stochastic `score`
 
     @abstractmethod
     def score(self, queries: Queries) -> Tensor:
-        """[B, I] float32, higher is better. Seen items are not masked here."""
+        """[B, I] float32, or float64 where float32 would tie what is not equal; higher is better.
+
+        Seen items are not masked here.
+        """
 
     @classmethod
     def bytes_needed(cls, n_items: int) -> int:
         """Memory that learning takes where it grows faster than the items do; 0 where it does not."""
         return 0
+
+    @classmethod
+    def needs_order(cls, config: ModelConfig) -> bool:
+        """Whether the order of a history matters under these options, so that a log must have one."""
+        return cls.reads_order
 
     @property
     def stochastic(self) -> bool:
@@ -92,6 +100,21 @@ class Trainable(Recommender):
     def trained_in(self, phase: str, learning_rate: float) -> Iterator[dict[str, Any]]:
         """The parameters that `phase` moves, as an optimiser's groups: `params`, and the `lr` that each starts with."""
         yield {"params": list(self.parameters()), "lr": learning_rate}
+
+
+@runtime_checkable
+class HasDenoising(Protocol):
+    """A model whose reverse chain can be watched: what it would recommend if the chain stopped at each step."""
+
+    def denoising(self, queries: Queries) -> Iterator[tuple[int, Tensor]]:
+        """The reverse chain of `score`, step by step: pairs of a step and scores [B, I] float32, without gradients.
+
+        Steps are the process's own, from 0, and fall strictly: the noisiest that the chain visits comes first, 0 last.
+        The scores at step t are those of the clean value that the model predicts from x_t, the state that the chain
+        enters step t with, read as scores in the same way as the final one. The draws are those of `score`, from
+        (scoring_seed, queries.keys[b]) alone, so the last scores are `score(queries)` to rounding. Seen items are not
+        masked. A tensor lies on the device of `queries`, and neither side writes to it after it was yielded.
+        """
 
 
 def model_class(address: str) -> type[Recommender]:

@@ -5,6 +5,7 @@ T-DiffRec is the same model on linearly weighted histories: an entry in `params.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -27,7 +28,7 @@ class DiffRec(Trainable):
     """Noise a user's row a little, learn to restore it, and read the restored row as scores."""
 
     class Config(ModelConfig):
-        steps: Annotated[int, Field(ge=2)] = 5  # T
+        steps: PositiveInt = 5  # T
         hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1000,)  # widths inside out, see Denoiser
         schedule: Schedule = "linear-var"
         noise_scale: NonNegativeFloat = 0.1  # 0: no noise at all, a plain autoencoder applied T times
@@ -35,7 +36,7 @@ class DiffRec(Trainable):
         noise_max: PositiveFloat = 0.02
         first_beta: PositiveFloat | None = 1e-5  # the authors pin the first step; None: as scheduled
         parameterisation: Parameterisation = "x0"
-        step_embedding_size: PositiveInt = 10
+        step_embedding_size: NonNegativeInt = 10  # 0: the network is not told the step
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of the noised input
         normalise: bool = False  # each noised row to length 1
         importance_sampling: bool = True  # train more often on the steps that cost most
@@ -111,6 +112,10 @@ class DiffRec(Trainable):
         """Whether the reverse chain is affine in the row outside the network, so that `HiddenChain` is exact."""
         return not (self.config.normalise or self.config.sampling_noise)
 
+    @property
+    def stochastic(self) -> bool:
+        return self.config.sampling_noise or self.config.sampling_steps > 0
+
     @torch.no_grad()
     def score(self, queries: Queries) -> Tensor:
         if not self.reads_in_hidden_space:
@@ -121,21 +126,33 @@ class DiffRec(Trainable):
         return self._restore_hidden(queries, self._chain)
 
     @torch.no_grad()
+    def denoising(self, queries: Queries) -> Iterator[tuple[int, Tensor]]:
+        """The predicted x_0 [B, I] at each step, in item space; see `HasDenoising`."""
+        for step, x0, _ in self._reverse(self._start(queries), queries.keys):
+            yield step, x0
+
+    @torch.no_grad()
     def restore(self, x: Tensor, keys: Tensor) -> Tensor:
         """The reverse chain in item space: x_T [B, I] -> x_0 [B, I]. keys [B] decide the draws of `sampling_noise`."""
+        for _, _, state in self._reverse(x, keys):
+            restored = state
+        return restored
+
+    def _reverse(self, x: Tensor, keys: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(t, the x_0 [B, I] predicted from x_t, the next state x_{t-1} [B, I]) for t from T - 1 down to 0."""
         for step in reversed(range(self.config.steps)):
             t = self._step(x, step)
             output = self.denoiser(x, t)
             if self.process is None:
-                x = output
-                continue
-            x0 = output if self.config.parameterisation == "x0" else self.process.clean_from_noise(x, t, output)
-            if self.config.sampling_noise and step > 0:
-                noise = normals(self.scoring_seed, keys, step, x.shape[1])
-                x = self.process.posterior_sample(x0, x, t, noise)
+                x0 = x = output
             else:
-                x = self.process.posterior_mean(x0, x, t)
-        return x
+                x0 = output if self.config.parameterisation == "x0" else self.process.clean_from_noise(x, t, output)
+                if self.config.sampling_noise and step > 0:
+                    noise = normals(self.scoring_seed, keys, step, x.shape[1])
+                    x = self.process.posterior_sample(x0, x, t, noise)
+                else:
+                    x = self.process.posterior_mean(x0, x, t)
+            yield step, x0, x
 
     def _start(self, queries: Queries) -> Tensor:
         """x_T [B, I]: the row itself, or noised by T' steps."""

@@ -29,4 +29,5 @@ class Dropout(nn.Module):
         """float32 in the shape of `x`: 0, or 1 / (1 - p)."""
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         lanes = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -2^15 .. 2^15 - 1
-        return lanes.float().ge_(self.dropped - _LEVELS // 2).mul_(_LEVELS / (_LEVELS - self.dropped))
+        kept = torch.ge(lanes, self.dropped - _LEVELS // 2, out=torch.empty(x.shape, device=x.device))  # in one pass
+        return kept.mul_(_LEVELS / (_LEVELS - self.dropped))

@@ -19,6 +19,13 @@ class _Group:
     rows: Tensor
     tokens: Tensor
     real: Tensor
+    full: bool  # no padding at all
+    whole: bool  # all tokens there are, in their order
+
+    def heads_of(self, x: Tensor, at: Tensor, heads: int) -> Tensor:
+        """x [n, H] at the tokens `at` [b, l] -> [b, heads, l, H / heads]"""
+        found = x.view(*at.shape, -1) if self.whole else x[at]
+        return found.view(*at.shape, heads, -1).transpose(1, 2)
 
 
 class Packing:
@@ -57,32 +64,36 @@ class Packing:
         heads: int,
         causal: bool = False,
         dropout: Callable[[Tensor], Tensor] | None = None,
+        blind: Tensor | None = None,
     ) -> Tensor:
         """Scaled dot-product attention inside each sequence: query [n, H] or [B, H], key and value [n, H] -> as query.
 
         A query of [B, H] stands at its sequence's newest token. `causal`: a token sees itself and what is older.
-        `dropout` is applied to the probabilities.
+        `dropout` is applied to the probabilities. Queries marked in `blind` [n] see all of their sequence alike.
         """
         newest_only = len(query) == self.size and len(query) != len(key)
+        query = query * (query.shape[1] // heads) ** -0.5
         found, order = [], []
         for group in self._groups:
-            places = group.rows[:, None] if newest_only else group.tokens
-            q, k, v = (
-                _by_head(x[at], heads) for x, at in ((query, places), (key, group.tokens), (value, group.tokens))
-            )
-            logits = (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)  # [b, heads, l, l]
-            seen = group.real[:, None, None, :]
+            asking = group.rows[:, None] if newest_only else group.tokens
+            q = group.heads_of(query, asking, heads)
+            k, v = (group.heads_of(x, group.tokens, heads) for x in (key, value))
+            logits = q @ k.transpose(-1, -2)  # [b, heads, l, l]
+            if not group.full:
+                logits = logits.masked_fill_(~group.real[:, None, None, :], -torch.inf)
             if causal and not newest_only:
-                seen = seen & torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).tril()
-                seen = seen | torch.eye(logits.shape[-1], dtype=torch.bool, device=query.device)  # for padded queries
-            share = logits.masked_fill_(~seen, -torch.inf).softmax(dim=-1)
+                logits = logits.masked_fill_(_later(logits), -torch.inf)
+            if blind is not None:
+                logits = logits.masked_fill_(blind[group.tokens][:, None, :, None], 0.0)
+            share = logits.softmax(dim=-1)
             out = ((share if dropout is None else dropout(share)) @ v).transpose(1, 2).flatten(2)  # [b, l, H]
+            if group.whole:
+                return out.flatten(0, 1)
             found.append(out.flatten(0, 1) if newest_only else out[group.real])
             order.append(group.rows if newest_only else group.tokens[group.real])
         if not found:
             return torch.zeros_like(query)
-        places = torch.cat(order)
-        return torch.zeros_like(query).index_copy(0, places, torch.cat(found).to(query.dtype))
+        return torch.zeros_like(query).index_copy(0, torch.cat(order), torch.cat(found).to(query.dtype))
 
     @cached_property
     def _groups(self) -> list[_Group]:
@@ -101,9 +112,10 @@ class Packing:
         place = torch.arange(width, device=rows.device)
         real = place < self.lengths[rows, None]
         tokens = self.indptr[rows, None] + torch.minimum(place, self.lengths[rows, None] - 1)
-        return _Group(rows, tokens, real)
+        full = len(rows) * width == int(self.lengths[rows].sum())
+        return _Group(rows, tokens, real, full, full and len(rows) == self.size)
 
 
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """[b, l, H] -> [b, heads, l, H / heads]"""
-    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+def _later(logits: Tensor) -> Tensor:
+    """[l, l]: True where a key is newer than its query."""
+    return torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)

@@ -48,7 +48,10 @@ from noise2next.data.queries import Queries
 from noise2next.data.vocabulary import Vocabulary, stable_key
 from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
+from noise2next.evaluation.denoising import Courses, courses
+from noise2next.evaluation.draws import draw_lists
 from noise2next.models.artifact import Artifact
+from noise2next.models.base import HasDenoising
 from noise2next.nn.top_k import top_k
 from noise2next.training.device import choose_device
 from noise2next.workspace import read_json, require, verify, write_json, writing
@@ -86,6 +89,30 @@ class Answer(Frozen):
     scores: list[float]
     known: int  # items of the history that the model knows; 0: the answer is the model's for an empty history
     unknown: list[str]  # items of the history that it does not know
+
+
+class DrawnAnswer(Frozen):
+    """What one query gets of many draws: raw item ids by the share of the draws in which each makes the top k."""
+
+    items: list[str]
+    shares: list[float]
+    diversity: float  # 1 - the common part of two draws' lists, mean over the pairs of draws
+    distinct: int  # items in all draws together
+    known: int
+    unknown: list[str]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Queries, and of each the items that the model does not know."""
+
+    queries: Queries
+    unknown: list[list[str]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many items of each history the model knows."""
+        return self.queries.lengths.tolist()
 
 
 @dataclass(frozen=True)
@@ -137,17 +164,24 @@ class Package:
 
     def for_users(self, users: Sequence[str], k: int, exclude_seen: bool = True) -> list[Answer]:
         """One answer a user, from what is known of them. Raises UserError for a user who is not known."""
+        return self.answer(self.ask_users(users), k, exclude_seen)
+
+    def for_histories(self, histories: Sequence[Sequence[str]], k: int, exclude_seen: bool = True) -> list[Answer]:
+        """One answer a history, oldest item first; nobody in training need have it. Unknown items are reported."""
+        return self.answer(self.ask_histories(histories), k, exclude_seen)
+
+    def ask_users(self, users: Sequence[str]) -> Questions:
+        """What is known of each user. Raises UserError for a user who is not known."""
         places, unknown = self.users.encode(users)
         if unknown:
             raise UserError(
                 f"user {unknown[0]!r} is not among the {len(self.users):,} users of dataset {self.about.dataset}; "
                 "give the user's items instead (--history ID,ID,... or the column `history`)"
             )
-        queries = self._everyone.select(torch.from_numpy(places).to(self._device))
-        return self._answers(queries, k, exclude_seen, [[] for _ in users])
+        return Questions(self._everyone.select(torch.from_numpy(places).to(self._device)), [[] for _ in users])
 
-    def for_histories(self, histories: Sequence[Sequence[str]], k: int, exclude_seen: bool = True) -> list[Answer]:
-        """One answer a history, oldest item first; nobody in training need have it. Unknown items are reported."""
+    def ask_histories(self, histories: Sequence[Sequence[str]]) -> Questions:
+        """Each history, oldest item first, weighted as one in training."""
         encoded = [self.artifact.items.encode(history) for history in histories]
         rows = np.repeat(np.arange(len(encoded)), [len(known) for known, _ in encoded])
         items = np.concatenate([known for known, _ in encoded]) if encoded else np.zeros(0, dtype=np.int64)
@@ -157,7 +191,59 @@ class Package:
         weighted = bare if weighting.kind == "exponential" else weigh(bare, weighting, has_clock=False)
         keys = np.asarray([stable_key("\n".join(history)) for history in histories], dtype=np.int64)
         queries = Queries.of(weighted, len(self.artifact.items), keys, self._device)
-        return self._answers(queries, k, exclude_seen, [unknown for _, unknown in encoded])
+        return Questions(queries, [unknown for _, unknown in encoded])
+
+    def answer(self, questions: Questions, k: int, exclude_seen: bool = True) -> list[Answer]:
+        """One answer a query."""
+        if not len(questions.queries):
+            return []
+        scores, items = self._rank(questions.queries, k, exclude_seen)
+        ids = self.artifact.items.ids
+        answers = []
+        rows = zip(scores.tolist(), items.tolist(), questions.lengths, questions.unknown, strict=True)
+        for row_scores, row_items, known, missing in rows:
+            left = sum(score > -math.inf for score in row_scores)
+            answers.append(
+                Answer(
+                    items=[ids[item] for item in row_items[:left]],
+                    scores=row_scores[:left],
+                    known=known,
+                    unknown=missing,
+                )
+            )
+        return answers
+
+    def draw(self, questions: Questions, k: int, draws: int, exclude_seen: bool = True) -> list[DrawnAnswer]:
+        """One answer a query, of `draws` draws of a stochastic model: draw 0 is the list that `answer` gives."""
+        with _one_float32():
+            seen = questions.queries if exclude_seen else None
+            found = draw_lists(self.artifact.model, questions.queries, seen, k, draws, SCORES_BYTES >> 20)
+        ids = self.artifact.items.ids
+        rows = zip(
+            *found.by_share(), found.diversity(), found.distinct(), questions.lengths, questions.unknown, strict=True
+        )
+        return [
+            DrawnAnswer(
+                items=[ids[item] for item in items if item >= 0],
+                shares=shares[items >= 0].tolist(),
+                diversity=diversity,
+                distinct=distinct,
+                known=known,
+                unknown=unknown,
+            )
+            for items, shares, diversity, distinct, known, unknown in rows
+        ]
+
+    def denoise(self, questions: Questions, k: int, exclude_seen: bool = True) -> Courses:
+        """How the list of one query comes about, step by step. Raises UserError for a model without such steps."""
+        model = self.artifact.model
+        if not isinstance(model, HasDenoising):
+            raise UserError(
+                f"{self.artifact.card.variant.name}: its list does not come about in steps; name with --variant a "
+                "diffusion model, as a DiffRec"
+            )
+        with _one_float32():
+            return courses(model.denoising(questions.queries), questions.queries if exclude_seen else None, k)
 
     def everyone(
         self, k: int, exclude_seen: bool = True
@@ -210,26 +296,8 @@ class Package:
         if exclude_seen:
             seen = (queries.rows(), queries.items)
             scores = scores.index_put(seen, scores.new_tensor(-torch.inf))
-        return top_k(scores, k)
-
-    def _answers(self, queries: Queries, k: int, exclude_seen: bool, unknown: list[list[str]]) -> list[Answer]:
-        if not len(queries):
-            return []
-        scores, items = self._rank(queries, k, exclude_seen)
-        ids = self.artifact.items.ids
-        answers = []
-        rows = zip(scores.tolist(), items.tolist(), queries.lengths.tolist(), unknown, strict=True)
-        for row_scores, row_items, known, missing in rows:
-            left = sum(score > -math.inf for score in row_scores)
-            answers.append(
-                Answer(
-                    items=[ids[item] for item in row_items[:left]],
-                    scores=row_scores[:left],
-                    known=known,
-                    unknown=missing,
-                )
-            )
-        return answers
+        best, items = top_k(scores, k)
+        return best.float(), items
 
 
 def build(model: Path, split: Split, dataset: Dataset, place: Path, described: Model | None = None) -> Package:

@@ -229,6 +229,7 @@ def _flat(card: ModelCard, params: Params) -> dict[str, str]:
         },
         "model": card.variant.model,
         "weighting": card.variant.weighting.model_dump(mode="json"),
+        "noise": None if card.variant.noise is None else card.variant.noise.model_dump(mode="json"),
         "options": dict(card.variant.options),
         "trainer": params.trainer_for(card.variant).model_dump(mode="json"),
         "seed": card.seed,

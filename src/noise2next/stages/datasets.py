@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -22,6 +22,7 @@ from ruamel.yaml.tokens import CommentToken
 from noise2next.config import NAME, Format, Frozen, TimeUnit, load_params, yaml_round_trip
 from noise2next.data import fetch as publisher
 from noise2next.data import sample as generated
+from noise2next.data.names import published
 from noise2next.data.pieces import folder_files, pieces
 from noise2next.data.sources import Hints, Source, known_encoding, recognise
 from noise2next.errors import UserError
@@ -33,7 +34,7 @@ SAMPLE = "sample"
 _SAMPLE_PATH = "sample/interactions.csv"
 _SCRATCH = ".add-"  # begins the name of the folder in data/ where a log is copied before it takes its place
 _NAMED = 5  # files that a refusal spells out
-_FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit")
+_FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit", "names")
 
 
 class AddReport(Frozen):
@@ -48,6 +49,7 @@ class AddReport(Frozen):
     header: bool | None
     encoding: str | None
     columns: dict[str, str]
+    names: str | None  # the file beside the log that names the items
     other_columns: list[str]
     time_unit: str | None
     first_time: str | None
@@ -128,7 +130,7 @@ def add(
         known = name in tree["datasets"]
         _write_entry(tree["datasets"], name, source, {"positive": positive, "split": split, "k_core": k_core})
         text = _text(tree)
-        _check(space, text)
+        _check(space, text, f"datasets add {space.dataset}")
         _refuse_unread(space, source.path)
         _refuse_loss(space)
         with _restored(space.data_pointer), _placed(space, source):
@@ -304,6 +306,17 @@ def _restored(file: Path) -> Iterator[None]:
 # --- the entry --------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def edited(space: Workspace, who: str) -> Iterator[CommentedMap]:
+    """params.yaml to change, comments kept; on a clean exit it is checked and written. One editor at a time."""
+    with _alone(space):
+        tree = _tree(space)
+        yield tree
+        text = _text(tree)
+        _check(space, text, who)
+        write_atomically(space.params, text)
+
+
 def _tree(space: Workspace) -> CommentedMap:
     """params.yaml with its comments, after a check that it is sound."""
     load_params(space.params)
@@ -317,7 +330,7 @@ def _text(tree: CommentedMap) -> bytes:
     return out.getvalue()
 
 
-def _check(space: Workspace, text: bytes) -> None:
+def _check(space: Workspace, text: bytes, who: str) -> None:
     """Read the new params.yaml before it replaces the old one."""
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / space.params.name
@@ -325,7 +338,7 @@ def _check(space: Workspace, text: bytes) -> None:
         try:
             load_params(trial)
         except UserError as error:
-            raise UserError(str(error).replace(str(trial), f"datasets add {space.dataset}")) from error
+            raise UserError(str(error).replace(str(trial), who)) from error
 
 
 def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[str, Any]) -> None:
@@ -335,6 +348,8 @@ def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[s
         _append(datasets, name, CommentedMap())
     entry = datasets[name]
     found = _found(name, source)
+    if "path" in entry.get("names", {}):
+        found["names"] = entry["names"]  # a table of the person's own, which no new log replaces
     for key in _FOUND:
         if found.get(key) is not None:
             entry[key] = found[key]
@@ -345,12 +360,13 @@ def _write_entry(datasets: CommentedMap, name: str, source: Source, said: dict[s
     if said["k_core"] is not None or new:
         entry["k_core"] = said["k_core"] or 1  # a filter over the whole log is a choice, and one that knows the future
     if said["split"] is not None or new:
-        entry["split"] = _flow(_split(source, said["split"]))
+        entry["split"] = flow(_split(source, said["split"]))
 
 
 def _found(name: str, source: Source) -> dict[str, Any]:
     delimited = source.format == "delimited"
     columns = {role: column for role, column in source.columns.model_dump().items() if column is not None}
+    names = published(source.path, source.member)
     return {
         "path": name if source.path.is_dir() else f"{name}/{source.path.name}",
         "member": source.member,
@@ -358,8 +374,9 @@ def _found(name: str, source: Source) -> dict[str, Any]:
         "separator": source.separator,
         "header": False if delimited and not source.header else None,
         "encoding": source.encoding if source.encoding != "utf-8" else None,
-        "columns": _flow(columns) if source.format not in ("diffrec", "sequences") else None,
+        "columns": flow(columns) if source.format not in ("diffrec", "sequences") else None,
         "time_unit": source.time_unit,
+        "names": None if names is None else flow(names.model_dump(exclude_defaults=True)),
     }
 
 
@@ -378,7 +395,7 @@ def _split(source: Source, kind: str | None) -> dict[str, Any]:
     return {"kind": kind}
 
 
-def _flow(values: dict[str, Any]) -> CommentedMap:
+def flow(values: Mapping[str, Any]) -> CommentedMap:
     """A mapping on one line."""
     node = CommentedMap(values)
     node.fa.set_flow_style()
@@ -426,6 +443,7 @@ def _report(space: Workspace, source: Source, known: bool) -> AddReport:
         header=source.header if source.format == "delimited" else None,
         encoding=source.encoding if text else None,
         columns=columns if source.names else {},
+        names=None if dataset.names is None else dataset.names.path or dataset.names.member,
         other_columns=[name for name in source.names if name not in columns.values()],
         time_unit=source.time_unit,
         first_time=source.first_time,

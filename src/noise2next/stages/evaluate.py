@@ -15,7 +15,8 @@ from noise2next.config import EvaluationConfig, Params, Settings
 from noise2next.data.interactions import Split
 from noise2next.errors import UserError
 from noise2next.evaluation import lists
-from noise2next.evaluation.evaluator import Judgement, Part, judge
+from noise2next.evaluation.draws import judge_draws
+from noise2next.evaluation.evaluator import Evaluator, Judgement, Part
 from noise2next.evaluation.report import EvaluationReport
 from noise2next.evaluation.significance import Interval, intervals, resampled_means
 from noise2next.models.artifact import Artifact, ModelCard
@@ -42,13 +43,20 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
     artifact = Artifact.load(place, device)
     refuse_other_data(space, artifact.card, place)
     split = Split.load(space.prepared, dataset.split, dataset.has_clock)
-    found = judge(artifact.model, split, artifact.card.variant.weighting, PARTS, params.evaluation, device)
+    trained = artifact.card.variant
+    evaluator = Evaluator(split, trained.weighting, PARTS, params.evaluation, device, trained.noise, artifact.card.seed)
+    found = evaluator.judge(artifact.model)
+    drawn = None
+    if artifact.model.stochastic:
+        cutoff = int(params.trainer.metric.partition("@")[2])
+        drawn = judge_draws(artifact.model, evaluator.asked("test"), cutoff, params.evaluation, params.seed)
     report = EvaluationReport(
         dataset=space.dataset,
         variant=variant,
-        model=artifact.card.variant.model,
-        options=dict(artifact.card.variant.options),
-        weighting=artifact.card.variant.weighting,
+        model=trained.model,
+        options=dict(trained.options),
+        weighting=trained.weighting,
+        noise=trained.noise,
         split=split.config.kind,
         history=split.config.history,
         mask_seen=split.config.mask_seen,
@@ -65,6 +73,7 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
         lists={part: judgement.lists for part, judgement in found.items()},
         bands=_bands(split, found["test"]),
         trained_bands=_trained_bands(split),
+        draws=drawn,
         seconds=time.monotonic() - began,
     )
     with writing(space.evaluation(variant)) as folder:

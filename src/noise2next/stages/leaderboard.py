@@ -119,7 +119,7 @@ def _changed(params: Params, space: Workspace, entries: Sequence[Entry]) -> list
     for entry in entries:
         trained = entry.evaluation
         asked = params.variant(trained.variant, space.dataset)
-        now = (asked.model, dict(asked.options), asked.weighting, params.seed)
-        if (trained.model, trained.options, trained.weighting, trained.seed) != now:
+        now = (asked.model, dict(asked.options), asked.weighting, asked.noise, params.seed)
+        if (trained.model, trained.options, trained.weighting, trained.noise, trained.seed) != now:
             said.append(f"{trained.variant} was trained with other options or another seed than params.yaml has now")
     return said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from noise2next.config import Frozen, Params, Settings
 from noise2next.data.interactions import Split
+from noise2next.data.names import item_names
 from noise2next.errors import UserError
 from noise2next.models.artifact import Artifact
-from noise2next.registry.packaging import CONTENT, Answer, Package
+from noise2next.registry.packaging import CONTENT, Package, Questions
 from noise2next.registry.versions import ModelRegistry
 from noise2next.training.device import choose_device
 from noise2next.workspace import Workspace, replacing, require
@@ -36,14 +37,29 @@ class Source(Frozen):
     data_version: str
 
 
-class RecommendReport(Source):
-    """One list, best first, in raw ids, and where it comes from."""
+class Shown(Source):
+    """One list, best first, in raw ids and by name, and where it comes from."""
 
     items: list[str]
-    scores: list[float]
+    names: list[str]  # what people call them, an id where there is no name; empty where the data names nothing
     user: str | None
     known: int  # items of the history that the model knows
     unknown: list[str]  # items of the history that it does not
+
+
+class RecommendReport(Shown):
+    """A list by score."""
+
+    scores: list[float]
+
+
+class DrawnReport(Shown):
+    """A list by the share of the draws in which each item makes the top k."""
+
+    shares: list[float]
+    draws: int
+    diversity: float  # 1 - the common part of two draws' lists, mean over the pairs of draws
+    distinct: int  # items in all draws together
 
 
 class BatchReport(Source):
@@ -57,42 +73,73 @@ class BatchReport(Source):
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
+    """A model that answers, where it comes from, and what its items are called."""
+
     package: Package
     source: Source
     exclude_seen: bool
+    names: Mapping[str, str]
+
+    def said(self, items: Sequence[str]) -> list[str]:
+        """The items' names, in their order; empty where the data names nothing."""
+        return [self.names.get(item, item) for item in items] if self.names else []
+
+    def ask_user(self, user: str) -> Questions:
+        """What is known of a user by raw id. Raises UserError for one of whom the model knows nothing."""
+        questions = self.package.ask_users([user])
+        if not questions.lengths[0]:
+            raise UserError(
+                f"user {user!r}: the model of {self.source.dataset} knows none of this user's items; give others "
+                "(--history ID,ID,...)"
+            )
+        return questions
+
+    def ask_history(self, items: Sequence[str]) -> Questions:
+        """Raw item ids, oldest first. Raises UserError where the model knows none of them."""
+        questions = self.package.ask_histories([items])
+        if not questions.lengths[0]:
+            given = ", ".join(repr(item) for item in items[:3]) or "nothing"
+            raise UserError(
+                f"--history: the model of {self.source.dataset} knows none of the items ({given}); "
+                "give ids as the log writes them"
+            )
+        return questions
 
 
 def for_user(
-    params: Params, space: Workspace, settings: Settings, user: str, k: int, variant: str | None = None
-) -> RecommendReport:
-    """What `user` of the log, by raw id, is to see next. Raises UserError for a user who is not known."""
-    opened = _open(params, space, settings, variant)
-    (answer,) = opened.package.for_users([user], k, opened.exclude_seen)
-    if not answer.known:
-        raise UserError(
-            f"user {user!r}: the model of {space.dataset} knows none of this user's items; give others "
-            "(--history ID,ID,...)"
-        )
-    return _report(answer, user, opened)
+    params: Params,
+    space: Workspace,
+    settings: Settings,
+    user: str,
+    k: int,
+    variant: str | None = None,
+    draws: int | None = None,
+) -> RecommendReport | DrawnReport:
+    """What `user` of the log, by raw id, is to see next; with `draws` by what so many draws agree on.
+
+    Raises UserError for a user who is not known, and for draws of a model that draws nothing.
+    """
+    opened = open_model(params, space, settings, variant)
+    return _answer(opened, opened.ask_user(user), user, k, draws)
 
 
 def for_history(
-    params: Params, space: Workspace, settings: Settings, items: Sequence[str], k: int, variant: str | None = None
-) -> RecommendReport:
+    params: Params,
+    space: Workspace,
+    settings: Settings,
+    items: Sequence[str],
+    k: int,
+    variant: str | None = None,
+    draws: int | None = None,
+) -> RecommendReport | DrawnReport:
     """What someone who took `items`, raw ids with the oldest first, is to see next, be it nobody of the log.
 
-    Items that the model does not know are reported; UserError where it knows none.
+    Items that the model does not know are reported; UserError where it knows none, and for draws of a model that draws
+    nothing.
     """
-    opened = _open(params, space, settings, variant)
-    (answer,) = opened.package.for_histories([items], k, opened.exclude_seen)
-    if not answer.known:
-        given = ", ".join(repr(item) for item in items[:3]) or "nothing"
-        raise UserError(
-            f"--history: the model of {space.dataset} knows none of the items ({given}); "
-            "give ids as the log writes them"
-        )
-    return _report(answer, None, opened)
+    opened = open_model(params, space, settings, variant)
+    return _answer(opened, opened.ask_history(items), None, k, draws)
 
 
 def for_all(
@@ -101,7 +148,7 @@ def for_all(
     """Everyone's top k as the Parquet file `out`, streamed; it appears whole or not at all."""
     if out.is_dir():
         raise UserError(f"{out}: a folder; name a file, as --out recommendations.parquet")
-    opened = _open(params, space, settings, variant)
+    opened = open_model(params, space, settings, variant)
     users = rows = 0
     with replacing(out) as fresh, pq.ParquetWriter(fresh, _SCHEMA, compression="zstd") as writer:
         for table in _tables(opened, k):
@@ -125,7 +172,8 @@ _SCHEMA = pa.schema(
 )
 
 
-def _open(params: Params, space: Workspace, settings: Settings, variant: str | None) -> _Opened:
+def open_model(params: Params, space: Workspace, settings: Settings, variant: str | None) -> Opened:
+    """The champion, or the trained `variant`. Raises UserError where there is none."""
     dataset = params.dataset(space.dataset)
     if variant is None:
         registry = ModelRegistry(settings, space)
@@ -142,14 +190,27 @@ def _open(params: Params, space: Workspace, settings: Settings, variant: str | N
     source = Source(
         dataset=space.dataset, variant=card.variant.name, model=model, version=version, data_version=card.data_version
     )
-    return _Opened(package, source, dataset.split.mask_seen)
+    return Opened(package, source, dataset.split.mask_seen, item_names(dataset, space.data))
 
 
-def _report(answer: Answer, user: str | None, opened: _Opened) -> RecommendReport:
-    return RecommendReport(**answer.model_dump(), user=user, **opened.source.model_dump())
+def _answer(
+    opened: Opened, questions: Questions, user: str | None, k: int, draws: int | None
+) -> RecommendReport | DrawnReport:
+    whence = {"user": user, **opened.source.model_dump()}
+    if draws is None:
+        (answer,) = opened.package.answer(questions, k, opened.exclude_seen)
+        return RecommendReport(**answer.model_dump(), names=opened.said(answer.items), **whence)
+    if not opened.package.artifact.model.stochastic:
+        raise UserError(
+            f"--draws: {opened.source.variant} of {opened.source.dataset} does not draw, so every draw would be the "
+            "same list; leave --draws out, or name with --variant one that draws, as a DiffRec with the option "
+            "sampling_noise: true or sampling_steps above 0"
+        )
+    (drawn,) = opened.package.draw(questions, k, draws, opened.exclude_seen)
+    return DrawnReport(**drawn.model_dump(), names=opened.said(drawn.items), draws=draws, **whence)
 
 
-def _tables(opened: _Opened, k: int) -> Iterator[pa.Table]:
+def _tables(opened: Opened, k: int) -> Iterator[pa.Table]:
     package, source = opened.package, opened.source
     user_ids, item_ids = pa.array(package.users.ids, pa.string()), pa.array(package.artifact.items.ids, pa.string())
     version = source.version or source.variant

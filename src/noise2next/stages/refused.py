@@ -41,7 +41,7 @@ def why_refused(params: Params, space: Workspace, variant: str, prepared: bool =
     chosen = params.variant(variant, space.dataset)
     clusters = _clusters(params, chosen)
     reason = refusal(chosen.weighting, entry.has_clock, entry.has_order)
-    if reason is None and model_class(chosen.model).reads_order and not entry.has_order:
+    if reason is None and not entry.has_order and _needs_order(chosen):
         reason = "it reads histories in their order, and this log has no time column"
     if reason is None and clusters is not None:
         source = params.clustering.embeddings
@@ -52,6 +52,10 @@ def why_refused(params: Params, space: Workspace, variant: str, prepared: bool =
         n_items = pq.read_metadata(space.prepared / "items.parquet").num_rows
         return _too_small(clusters, n_items) or _too_large(chosen.model, n_items)
     return reason
+
+
+def _needs_order(variant: Variant) -> bool:
+    return model_class(variant.model).needs_order(model_config(variant.model, variant.options))
 
 
 def _clusters(params: Params, variant: Variant) -> int | None:

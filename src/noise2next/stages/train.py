@@ -16,8 +16,8 @@ from noise2next.config import Params, Settings, TrainerConfig, Variant
 from noise2next.data import item_tables
 from noise2next.data.interactions import Split
 from noise2next.data.item_tables import clusters_column
+from noise2next.data.noise import reading
 from noise2next.data.queries import Queries
-from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import Evaluator
 from noise2next.models.artifact import Artifact, ModelCard, code_version, read_card
@@ -28,6 +28,7 @@ from noise2next.stages.refused import why_refused
 from noise2next.training.device import choose_device, matmul_dtype
 from noise2next.training.fit import FitReport, fit
 from noise2next.training.seeding import seed_everything
+from noise2next.training.trainer import Validate
 from noise2next.workspace import MANIFEST, Workspace, read_json, require, verify
 
 log = logging.getLogger(__name__)
@@ -54,11 +55,18 @@ class HasElboTerms(Protocol):
         """[T], or None where its loss is no bound."""
 
 
-def run(params: Params, space: Workspace, settings: Settings, variant: str, progress: bool = False) -> TrainReport:
+def run(
+    params: Params,
+    space: Workspace,
+    settings: Settings,
+    variant: str,
+    progress: bool = False,
+    budget_seconds: float | None = None,
+) -> TrainReport:
     """Train `variant` on `space.dataset`, chosen on validation, and save its artifact.
 
-    What is there already under the same data, options, seed and code is not trained again. A killed run is continued.
-    Raises UserError for a variant that this dataset cannot have.
+    What is there already under the same data, options, seed and code is not trained again. A killed run is continued,
+    and so is one that a smaller budget ended. Raises UserError for a variant that this dataset cannot have.
     """
     dataset = params.dataset(space.dataset)
     chosen = params.variant(variant, space.dataset)
@@ -68,30 +76,26 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
         raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")
     split = Split.load(space.prepared, dataset.split, dataset.has_clock, with_test=False)
     device = choose_device(settings.device)
-    clusters = _item_clusters(params, space, chosen, split)
+    clusters = item_clusters(params, space, chosen, split)
     card = _card(params, space, chosen, trainer, split, device, clusters)
-    finished = _finished(space, card)
+    finished = _finished(space, card, budget_seconds)
     if finished is not None:
         log.info("%s: %s is trained already, fingerprint %s", space.dataset, variant, card.fingerprint[:12])
         return finished
-    histories = weigh(split.train, chosen.weighting, split.has_clock)
-    everyone = Queries.of(histories, split.n_items, split.users.keys, device)
-    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
-    evaluator = Evaluator(split, chosen.weighting, ["valid"], params.evaluation, device)
-    seed_everything(params.seed)
-    model = build(chosen, split.n_items, {"user_keys": train.keys, **clusters}).to(device)
+    model, train, validate = begin(params, chosen, split, device, clusters)
     with training_run(settings, space, card, params) as tracked:
         fitted = fit(
             model,
             train,
             trainer,
-            validate=lambda model: evaluator.judge(model)["valid"].means(),
+            validate=validate,
             checkpoint=space.checkpoint(variant),
             seed=params.seed,
             device=device,
             on_epoch=lambda epoch, values: tracked.metrics(values, step=epoch),
             progress=progress,
             identity=card.fingerprint,
+            budget_seconds=budget_seconds,
         )
         report = TrainReport(
             **dict(fitted),
@@ -106,12 +110,26 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, prog
         for step, term in enumerate(report.elbo_terms or ()):
             tracked.metrics({"elbo_term": term}, step=step)
         Artifact(model.cpu(), split.items, card).save(space.model(variant), report.model_dump(mode="json"))
-    shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
+    if report.stopped != "budget":
+        shutil.rmtree(space.checkpoint(variant), ignore_errors=True)
     log.info("%s: %s trained in %.1f s, validation %s", space.dataset, variant, report.seconds, _shown(report, trainer))
     return report
 
 
-def _item_clusters(params: Params, space: Workspace, variant: Variant, split: Split) -> dict[str, Tensor]:
+def begin(
+    params: Params, variant: Variant, split: Split, device: torch.device, clusters: dict[str, Tensor]
+) -> tuple[Recommender, Queries, Validate]:
+    """A fresh model, the histories it learns from, and what judges it on validation; see `item_clusters`."""
+    histories = reading(split.train, split, variant.weighting, variant.noise, params.seed)
+    everyone = Queries.of(histories, split.n_items, split.users.keys, device)
+    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # who comes only later is not there yet
+    evaluator = Evaluator(split, variant.weighting, ["valid"], params.evaluation, device, variant.noise, params.seed)
+    seed_everything(params.seed)
+    model = build(variant, split.n_items, {"user_keys": train.keys, **clusters}).to(device)
+    return model, train, lambda model: evaluator.judge(model)["valid"].means()
+
+
+def item_clusters(params: Params, space: Workspace, variant: Variant, split: Split) -> dict[str, Tensor]:
     """`item_clusters` [I] for a latent variant, in the order of the split's items; nothing for another.
 
     Raises UserError where they are missing, of other data than is prepared now, or without a row for an item.
@@ -141,7 +159,7 @@ def _card(
     told = {
         "data": data_version,
         "split": params.dataset(space.dataset).split.model_dump(mode="json"),  # its mask decides the best epoch
-        "variant": variant.model_dump(mode="json", exclude={"trainer"}),
+        "variant": variant.model_dump(mode="json", exclude={"trainer", "search"}),
         "trainer": trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "seed": params.seed,
         "code": code_version(),
@@ -160,8 +178,8 @@ def _card(
     )
 
 
-def _finished(space: Workspace, card: ModelCard) -> TrainReport | None:
-    """The report of an earlier run with the same fingerprint, if its artifact is whole."""
+def _finished(space: Workspace, card: ModelCard, budget_seconds: float | None) -> TrainReport | None:
+    """The report of an earlier run with the same fingerprint, if its artifact is whole and its budget was as large."""
     place = space.model(card.variant.name)
     if not (place / MANIFEST).is_file():
         return None
@@ -169,7 +187,8 @@ def _finished(space: Workspace, card: ModelCard) -> TrainReport | None:
         verify(place)
         if read_card(place).fingerprint != card.fingerprint:
             return None
-        return TrainReport.model_validate(read_json(place / "report.json"))
+        report = TrainReport.model_validate(read_json(place / "report.json"))
+        return report if report.within(budget_seconds) else None
     except (UserError, ValidationError, json.JSONDecodeError) as error:
         log.warning("%s: the model there cannot be used and is trained again: %s", place, error)
         return None

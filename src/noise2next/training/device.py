@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import resource
@@ -72,6 +73,15 @@ def float32_error() -> float:
     a, b = torch.randn(384, 1024, generator=draws), torch.randn(1024, 512, generator=draws)
     exact = a.double() @ b.double()
     return float(((a @ b).double() - exact).abs().max() / exact.abs().max())
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_mb` count anew, from what is held now; where the system cannot, it counts from the beginning."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM becomes what is resident now
 
 
 def peak_memory_mb(device: torch.device) -> float:

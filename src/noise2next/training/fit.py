@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -15,7 +16,7 @@ from noise2next.config import Frozen, TrainerConfig
 from noise2next.data.queries import Queries
 from noise2next.models.base import ClosedForm, Recommender, Trainable
 from noise2next.training.checkpoint import EpochRecord
-from noise2next.training.device import matmul_dtype, peak_memory_mb
+from noise2next.training.device import forget_peak_memory, matmul_dtype, peak_memory_mb
 from noise2next.training.seeding import seed_everything
 from noise2next.training.trainer import OnEpoch, Trainer, Validate
 
@@ -25,12 +26,17 @@ class FitReport(Frozen):
 
     epochs: int  # trained; 0 for a closed form
     best_epoch: int  # whose weights the model has; 0 for a closed form
+    stopped: Literal["patience", "epochs", "budget", "solved"]  # why learning ended; after `budget` it may go on
     metrics: Mapping[str, float]  # on validation, of the weights that were kept
     seconds: float  # learning and validating, over all resumptions
     curve: tuple[EpochRecord, ...]
     device: str
     precision: str  # of the matrix products in training
     peak_memory_mb: float
+
+    def within(self, budget_seconds: float | None) -> bool:
+        """Whether `budget_seconds` would add nothing: learning came to its own end, or has spent that much."""
+        return self.stopped != "budget" or (budget_seconds is not None and budget_seconds <= self.seconds)
 
 
 def fit(
@@ -44,13 +50,16 @@ def fit(
     on_epoch: OnEpoch,
     progress: bool,
     identity: str = "",
+    budget_seconds: float | None = None,
 ) -> FitReport:
     """Learn `model` (on `device`, as `train` is) from all training histories, and leave it in evaluation mode.
 
     A Trainable stops early on the validation metric `config.metric` and takes up an unfinished run of the same
     identity at `checkpoint`; `identity` names what the run depends on beyond the arguments (the validation data). The
-    folder `checkpoint` is the caller's to remove once the model is safe.
+    folder `checkpoint` is the caller's to remove once the model is safe. After `budget_seconds` of learning, over all
+    resumptions, a Trainable ends with its epoch; the checkpoint then serves to go on.
     """
+    forget_peak_memory(device)
     seed_everything(seed)
     model.scoring_seed = seed
     precision = str(matmul_dtype(config.precision, device)).removeprefix("torch.")
@@ -59,10 +68,12 @@ def fit(
     if not isinstance(model, Trainable):
         raise TypeError(f"{type(model).__name__} is neither ClosedForm nor Trainable")
     identity = _identity(model, train, config, seed, precision, identity)
-    end = Trainer(model, train, config, validate, checkpoint, seed, identity).run(on_epoch, progress)
+    trainer = Trainer(model, train, config, validate, checkpoint, seed, identity, budget_seconds)
+    end, ending = trainer.run(on_epoch, progress)
     return FitReport(
         epochs=end.epoch,
         best_epoch=end.best_epoch,
+        stopped=ending,
         metrics=end.best,
         seconds=sum(record.seconds for record in end.curve),
         curve=end.curve,
@@ -80,6 +91,7 @@ def _solve(model: ClosedForm, train: Queries, validate: Validate, device: torch.
     return FitReport(
         epochs=0,
         best_epoch=0,
+        stopped="solved",
         metrics=metrics,
         seconds=time.monotonic() - began,
         curve=(),

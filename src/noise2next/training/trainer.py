@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
-from noise2next.errors import UserError
+from noise2next.errors import Diverged, UserError
 from noise2next.models.base import Clock, Recommender, Trainable
 from noise2next.training import checkpoint
 from noise2next.training.checkpoint import EpochRecord, Progress
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Validate = Callable[[Recommender], dict[str, float]]
 OnEpoch = Callable[[int, dict[str, float]], None]
+Ending = Literal["patience", "epochs", "budget"]
 
 
 class Trainer:
@@ -47,14 +48,19 @@ class Trainer:
         place: Path,
         seed: int,
         identity: str,
+        budget_seconds: float | None = None,
     ) -> None:
-        """`place` is the checkpoint's folder, `identity` a hash of everything that decides the run."""
+        """`place` is the checkpoint's folder, `identity` a hash of everything that decides the run.
+
+        `budget_seconds` bounds the time spent over all resumptions and decides nothing but where the run pauses.
+        """
         self.model = model
         self.train = train
         self.config = config
         self.validate = validate
         self.place = place
         self.seed = seed
+        self.budget_seconds = budget_seconds
         self.device = train.device
         self.dtype = matmul_dtype(config.precision, self.device)
         self.optimisers = {
@@ -70,8 +76,10 @@ class Trainer:
         self.at = Progress(identity=identity)
         self._saved = self._began = time.monotonic()
 
-    def run(self, on_epoch: OnEpoch, progress: bool) -> Progress:
-        """Train to the end and put the best epoch's weights into the model; returns how it went.
+    def run(self, on_epoch: OnEpoch, progress: bool) -> tuple[Progress, Ending]:
+        """Train to the end and put the best epoch's weights into the model; returns how it went, and why it ended.
+
+        A run that its budget ends leaves a checkpoint, from which a larger budget goes on as if there had been none.
 
         `on_epoch` hears of each epoch, also of those that an earlier process has finished. `progress` shows a bar where
         there is a terminal; elsewhere each epoch is a line of the log. Raises UserError for a loss that is not finite
@@ -81,18 +89,40 @@ class Trainer:
         for record in self.at.curve:
             on_epoch(record.epoch, record.values())
         with _bar(progress) as bar:
-            while not self._finished():
+            while (ending := self._ending()) is None:
                 record = self._epoch(bar)
                 on_epoch(record.epoch, record.values())
                 if bar is None:
                     log.info("%s, best epoch %d", record.told(self.config.metric), self.at.best_epoch)
+        if ending == "budget":
+            self._save()
+            self._judge_last()
         self.model.load_state_dict(self.best_weights)
         self.model.eval()
-        return self.at
+        return self.at, ending
 
-    def _finished(self) -> bool:
+    def _ending(self) -> Ending | None:
+        """Why no further epoch is to come, if so. A budget is looked at between epochs, and one is always trained."""
         judged = max((record.epoch for record in self.at.curve if record.metrics), default=0)
-        return self.at.epoch >= self.config.epochs or judged - self.at.best_epoch >= self.config.patience
+        if self.at.epoch >= self.config.epochs:
+            return "epochs"
+        if judged - self.at.best_epoch >= self.config.patience:
+            return "patience"
+        spent = sum(record.seconds for record in self.at.curve)
+        if self.at.epoch and self.budget_seconds is not None and spent >= self.budget_seconds:
+            return "budget"
+        return None
+
+    def _judge_last(self) -> None:
+        """Judge the last epoch where it was not due: after the checkpoint, so that a longer run is none the wiser."""
+        last = self.at.curve[-1]
+        if last.metrics:
+            return
+        began = time.monotonic()
+        metrics = self._judge(last.epoch)
+        seconds = last.seconds + time.monotonic() - began
+        last = last.model_copy(update={"metrics": metrics, "seconds": seconds})
+        self._move(curve=(*self.at.curve[:-1], last))
 
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
@@ -143,7 +173,7 @@ class Trainer:
 
     def _finite(self, name: str, value: float) -> float:
         if not math.isfinite(value):
-            raise UserError(
+            raise Diverged(
                 f"training broke down in epoch {self.at.epoch + 1}: the loss {name!r} is {value}; "
                 "lower trainer.learning_rate or check the variant's options"
             )
@@ -154,12 +184,7 @@ class Trainer:
         epoch = self.at.epoch + 1
         metrics: dict[str, float] = {}
         if epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs:
-            self.model.eval()
-            self.model.zero_grad(set_to_none=True)  # their memory serves validation
-            metrics = self.validate(self.model)
-            if self._main_metric(metrics) > self.at.best.get(self.config.metric, -math.inf):
-                self._keep_weights()
-                self._move(best_epoch=epoch, best=metrics)
+            metrics = self._judge(epoch)
         record = EpochRecord(
             epoch=epoch,
             loss={name: value / self.at.batch for name, value in self.at.sums.items()},
@@ -168,6 +193,16 @@ class Trainer:
         )
         self._move(epoch=epoch, batch=0, sums={}, curve=(*self.at.curve, record), epoch_seconds=0.0)
         return record
+
+    def _judge(self, epoch: int) -> dict[str, float]:
+        """Validation of the weights as they are after `epoch`, which are kept where they are the best so far."""
+        self.model.eval()
+        self.model.zero_grad(set_to_none=True)  # their memory serves validation
+        metrics = self.validate(self.model)
+        if self._main_metric(metrics) > self.at.best.get(self.config.metric, -math.inf):
+            self._keep_weights()
+            self._move(best_epoch=epoch, best=metrics)
+        return metrics
 
     def _keep_weights(self) -> None:
         for name, value in self.model.state_dict().items():
@@ -195,6 +230,9 @@ class Trainer:
             return
         if self.at.batch:
             self._move(epoch_seconds=now - self._began)
+        self._save()
+
+    def _save(self) -> None:
         self._move(saves=self.at.saves + 1)
         checkpoint.save(self.place, self._tensors(), self.at)
         self._saved = time.monotonic()

@@ -1,0 +1,325 @@
+"""Speed of sequence models beside plain forms of the same mathematics, interleaved in one run, one thread.
+
+    python benchmarks/speed_sequences.py [--rounds 3] [--pieces 10] [--cases ce,bce]
+
+Writes speed_sequences.json and .md beside itself; some minutes. Both sides work through the first so many batches of
+the same users, which is scaled to an epoch. Times are CPU seconds of this process, so other work on the
+machine disturbs them little; memory bandwidth and clock it does share. Exit code 1 where a goal is missed. Data: Beauty
+in the form of DiffuRec's authors below NOISE2NEXT_SHARED (default ../shared), else generated histories of its size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import noise2next  # noqa: F401  (before torch loads: it says how OpenMP's threads wait)
+
+# isort: split
+import numpy as np
+import plain_sequences
+import pyarrow.parquet as pq
+import torch
+from machine import processor
+from plain_sequences import PlainSASRec
+from torch import Tensor, nn
+
+from noise2next.data.interactions import Interactions
+from noise2next.data.negatives import Unseen
+from noise2next.data.queries import Queries
+from noise2next.models.base import Clock, Trainable
+from noise2next.models.sas_rec import SASRec
+from noise2next.training.device import use_fast_float32
+
+HERE = Path(__file__).resolve().parent
+USERS, ITEMS = 22_363, 12_068  # the training part of Beauty
+LEARNING_RATE = 1e-3
+MOST_APART = 1e-5  # of the two sides' losses, as a share
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some work in both forms: `ours` and `plain` do its first so many pieces, of which it has `pieces` in all."""
+
+    name: str
+    piece: str  # what one is: "batch of 128 users"
+    pieces: int
+    goal: float  # so many times faster than the plain form
+    ours: Callable[[int], object]
+    plain: Callable[[int], object]
+    apart: Callable[[], float]  # how far the results are apart on the same weights and draws, as a share
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def load() -> tuple[str, Queries]:
+    """The training histories."""
+    shared = Path(os.environ.get("NOISE2NEXT_SHARED", HERE.parent.parent / "shared"))
+    log = shared / "data" / "diffurec_official" / "amazon_beauty.parquet"
+    if not log.is_file():
+        return "generated histories of the size of Beauty", generated()
+    rows = pq.read_table(log, filters=[("split", "=", "train")]).to_pandas().sort_values(["user_id", "position"])
+    items, known = np.unique(rows["item_id"], return_inverse=True)
+    return "Amazon Beauty", queries_of(rows["user_id"].to_numpy(), known, len(items))
+
+
+def generated() -> Queries:
+    """At least three items a user, long-tailed in length and in popularity."""
+    draw = np.random.default_rng(0)
+    lengths = 3 + draw.lognormal(0.6, 1.2, USERS).astype(np.int64)
+    popularity = 1 / np.arange(20, ITEMS + 20)
+    items = draw.choice(ITEMS, lengths.sum(), p=popularity / popularity.sum())
+    return queries_of(np.repeat(np.arange(USERS), lengths), items, ITEMS)
+
+
+def queries_of(users: np.ndarray, items: np.ndarray, n_items: int) -> Queries:
+    """From rows by user, each user's in order."""
+    histories = Interactions.of(users, items, None, int(users[-1]) + 1)
+    return Queries.of(histories, n_items, np.arange(histories.n_users))
+
+
+def in_lists(train: Queries) -> list[list[int]]:
+    """The histories as the plain forms read them: items from 1."""
+    return [(one + 1).tolist() for one in torch.tensor_split(train.items, train.indptr[1:-1])]
+
+
+# --- SASRec's training epoch ------------------------------------------------------------------------------------------
+
+
+def sas_rec(train: Queries, loss: str, dropout: float, size: int = 128) -> Case:
+    """Both sides take the same users in the same order."""
+    config = SASRec.Config(size=64, loss=loss, dropout=dropout)
+    torch.manual_seed(1)
+    model = SASRec(config, train.n_items)
+    plain = PlainSASRec(train.n_items, config.size, config.blocks, config.heads, config.max_length, config.dropout)
+    histories = in_lists(train)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+    steps, plain_steps = optimiser(model), optimiser(plain)
+
+    def ours(count: int) -> None:
+        batches = model.batches(train, size, torch.Generator().manual_seed(0))
+        train_steps(model, steps, islice(batches, count))
+
+    def plainly(count: int) -> None:
+        plain.train()
+        taken = plain_sequences.batches(histories, order[: count * size], size, config.max_length)
+        for at, (inputs, targets) in enumerate(taken):
+            if loss == "ce":
+                value = plain.cross_entropy(inputs, targets)
+            else:
+                users = order[at * size : (at + 1) * size]
+                wrong = plain_sequences.negatives(histories, users, targets, train.n_items)
+                value = plain.binary_cross_entropy(inputs, targets, wrong)
+            plain_steps.zero_grad()
+            value.backward()
+            plain_steps.step()
+
+    def apart() -> float:
+        if dropout:
+            return sas_rec(train, loss, 0.0, size).apart()
+        ours(2)  # away from the first weights
+        take_weights(plain, model)
+        users = order[:size]
+        batch = train.select(torch.tensor(users))
+        inputs, targets = next(plain_sequences.batches(histories, users, size, config.max_length))
+        torch.manual_seed(2)
+        found = sum(model.loss(batch, "train", Clock()).values())
+        if loss == "ce":
+            return difference(found, plain.cross_entropy(inputs, targets))
+        torch.manual_seed(2)
+        recent = batch.last(config.max_length + 1).before_last()[0]
+        wrong = torch.zeros_like(targets).masked_scatter(targets > 0, 1 + Unseen(batch).draw(recent.rows()))
+        return difference(found, plain.binary_cross_entropy(inputs, targets, wrong))
+
+    against = {"ce": "cross-entropy against all items", "bce": "the published loss"}[loss]
+    return Case(
+        f"SASRec, {against}: training epoch",
+        f"batch of {size} users",
+        -(-model.samples(train) // size),
+        3.0,
+        ours,
+        plainly,
+        apart,
+    )
+
+
+def take_weights(plain: PlainSASRec, model: SASRec) -> None:
+    """The plain form's table has a row of zeros for padding before the items."""
+    weights = model.state_dict()
+    table = weights["items.weight"]
+    plain.load_state_dict({**weights, "items.weight": torch.cat([table.new_zeros(1, table.shape[1]), table])})
+
+
+CASES: dict[str, Callable[[Queries], Case]] = {
+    "ce": lambda train: sas_rec(train, "ce", 0.5),
+    "bce": lambda train: sas_rec(train, "bce", 0.5),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def optimiser(network: nn.Module) -> torch.optim.AdamW:
+    """Of both sides, so that the difference is the model's."""
+    return torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+
+def train_steps(model: Trainable, steps: torch.optim.Optimizer, batches: Iterable[Queries]) -> None:
+    """What the trainer does with each batch."""
+    model.train()
+    for batch in batches:
+        terms = model.loss(batch, "train", Clock())
+        model.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()
+        steps.step()
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """As a share of `other`."""
+    return float(((one - other).abs() / other.abs()).detach())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of this process."""
+    gc.collect()
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def default_products() -> None:
+    """torch's own choice of kernel."""
+    torch.set_float32_matmul_precision("highest")
+
+
+def fast_products() -> None:
+    """The kernel that the package chooses, after its check."""
+    use_fast_float32.cache_clear()
+    use_fast_float32()
+
+
+def measure(names: list[str], rounds: int, count: int) -> dict[str, Any]:
+    """Every case by name, its first `count` pieces."""
+    data, train = load()
+    rows = []
+    for name in names:
+        rows.append(compare(CASES[name](train), rounds, count))
+        print(json.dumps(rows[-1]), flush=True)
+    return {
+        "data": data,
+        "users": len(train),
+        "items": train.n_items,
+        "interactions": len(train.items),
+        "machine": {"processor": processor(), "threads": 1, "torch": torch.__version__},
+        "rounds": rounds,
+        "rows": rows,
+    }
+
+
+def compare(case: Case, rounds: int, count: int) -> dict[str, Any]:
+    """Each round takes every side in turn; CPU seconds are scaled to all pieces."""
+    measured = min(count, case.pieces)
+    sides: dict[str, list[float]] = {"plain": [], "plain with oneDNN": [], "ours": []}
+    case.ours(1)
+    case.plain(1)
+    for _ in range(rounds):
+        default_products()
+        sides["plain"].append(seconds(lambda: case.plain(measured)))
+        fast_products()
+        sides["plain with oneDNN"].append(seconds(lambda: case.plain(measured)))
+        sides["ours"].append(seconds(lambda: case.ours(measured)))
+    scale = case.pieces / measured
+    told = {
+        side: {"median": statistics.median(taken) * scale, "low": min(taken) * scale, "high": max(taken) * scale}
+        for side, taken in sides.items()
+    }
+    faster, apart = told["plain"]["median"] / told["ours"]["median"], case.apart()
+    return {
+        "case": case.name,
+        "piece": case.piece,
+        "pieces": case.pieces,
+        "measured": measured,
+        "cpu_seconds": told,
+        "faster": faster,
+        "goal": case.goal,
+        "apart": apart,
+        "reached": faster >= case.goal and apart <= MOST_APART,
+    }
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def tell(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    machine, missed = result["machine"], [row["case"] for row in result["rows"] if not row["reached"]]
+    lines = [
+        "# Speed of the sequence models",
+        "",
+        f"`python benchmarks/speed_sequences.py` on {result['data']} ({result['users']:,} users, {result['items']:,} "
+        f"items, {result['interactions']:,} interactions to train on): one thread of {machine['processor']}, torch "
+        f"{machine['torch']}. CPU seconds, median of {result['rounds']} interleaved rounds (lowest to highest).",
+        "",
+        f"**Missed: {'; '.join(missed)}.**" if missed else "All goals are reached.",
+        "",
+        "| work | ours | plain | plain with oneDNN | times faster | wanted | results apart |",
+        "|---|---|---|---|---|---|---|",
+        *(row_told(row) for row in result["rows"]),
+        "",
+        "Of each work the first pieces were measured and scaled to the whole: "
+        + "; ".join(f"{row['case']}, {row['measured']} of {row['pieces']} ({row['piece']})" for row in result["rows"])
+        + ".",
+        "",
+        "The plain form (`plain_sequences.py`) is the same mathematics without bucketing: Python lists cut user by "
+        "user, padded on the left, every padded place computed, the logits of all places at once. Ours computes no "
+        "padding, takes cross-entropy in blocks of rows that stay in the cache, and uses oneDNN's float32 products, "
+        "which are as exact as torch's default (checked at start). The last column is the relative difference of both "
+        f"sides on the same weights and draws, without dropout; above {MOST_APART:g} a goal counts as missed.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def row_told(row: dict[str, Any]) -> str:
+    """Of the table."""
+    ours, plain, fast = (shown(row["cpu_seconds"][side]) for side in ("ours", "plain", "plain with oneDNN"))
+    return f"| {row['case']} | {ours} | {plain} | {fast} | {row['faster']:.1f} | {row['goal']:g} | {row['apart']:.1e} |"
+
+
+def shown(one: dict[str, float]) -> str:
+    """Median and range."""
+    return f"{one['median']:.1f} ({one['low']:.1f} to {one['high']:.1f})"
+
+
+def main() -> int:
+    """Measure, write, print. Exit code 1 where a goal is missed."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--pieces", type=int, default=10, help="batches of each side in a round")
+    arguments.add_argument("--cases", default=",".join(CASES), help="comma-separated")
+    chosen = arguments.parse_args()
+    names = chosen.cases.split(",")
+    if unknown := set(names) - set(CASES):
+        arguments.error(f"no such case: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    result = measure(names, chosen.rounds, chosen.pieces)
+    (HERE / "speed_sequences.json").write_text(json.dumps(result, indent=2) + "\n")
+    (HERE / "speed_sequences.md").write_text(tell(result))
+    print("\n" + tell(result))
+    return int(not all(row["reached"] for row in result["rows"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

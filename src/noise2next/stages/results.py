@@ -1,0 +1,412 @@
+"""A table of results as documents: JSON with every run, a page to read, and plots."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from noise2next.config import EvaluationConfig, Frozen, TrainerConfig, Weighting
+from noise2next.evaluation.charts import duration
+from noise2next.evaluation.significance import intervals, paired_difference, resampled_means
+from noise2next.stages import result_plots
+from noise2next.stages.tables import UNITS, Form, Table, column
+from noise2next.workspace import Reproduction, write_atomically, write_json
+
+SHORT = {"recall": "R", "ndcg": "N", "hit_rate": "HR"}
+CODE = "authors' code"
+MOST_GOALS = 2  # that a cell spells out
+
+
+class Run(Frozen):
+    """One row under one seed. `test` has every metric in every form, `valid` with seen items left out."""
+
+    key: str
+    variant: str
+    seed: int
+    simple: bool  # a closed form, learned without gradient steps
+    test: dict[str, float]
+    valid: dict[str, float]
+    lists: dict[str, float]
+    parameters: int
+    seconds_training: float
+    seconds_evaluation: float
+    peak_memory_mb: float  # of training with its validation
+    epochs: int
+    best_epoch: int
+    stopped: Literal["patience", "epochs", "budget", "solved"]
+    curve: list[tuple[int, float]]  # epoch, the main metric on validation
+    device: str
+    precision: str
+    threads: int
+    torch: str
+    code_version: str
+
+    def within(self, budget_seconds: float | None) -> bool:
+        """Whether `budget_seconds` would add nothing to it."""
+        return self.stopped != "budget" or (budget_seconds is not None and budget_seconds <= self.seconds_training)
+
+
+class ResultRow(Frozen):
+    """One row over its seeds. Figures are shares by column; an interval is over users, of their means over seeds."""
+
+    variant: str
+    model: str
+    weighting: Weighting
+    options: dict[str, Any]
+    trainer: dict[str, Any]  # what the row changes
+    simple: bool
+    seeds: list[int]
+    mean: dict[str, float]
+    deviation: dict[str, float] | None  # over seeds, n - 1; None: one run
+    interval: dict[str, tuple[float, float]]
+    valid: float  # the main metric, mean over seeds
+    references: dict[str, Any] | None
+    target: dict[str, dict[str, float]] | None
+    reached: bool | None  # None: no target, or too few seeds to tell
+    parameters: int
+    seconds_training: float  # as the next, mean over seeds
+    seconds_evaluation: float
+    peak_memory_mb: float  # largest over seeds
+    epochs: float
+    stopped: dict[int, int]  # seed: the epoch after which the budget was spent
+    runs: list[Run]
+
+
+class Results(Frozen):
+    """The table. `ahead` are sentences: which simple row is ahead of which learned one."""
+
+    table: str
+    title: str
+    dataset: str
+    files: dict[str, str]
+    data_version: str
+    split: str
+    history: str
+    forms: list[Form]
+    metrics: list[str]
+    main: str
+    unit: Literal["share", "percent"]
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    python: str
+    rows: list[ResultRow]
+    ahead: list[str]
+    notes: list[str]
+
+
+# --- from runs to rows ------------------------------------------------------------------------------------------------
+
+
+def summary(table: Table, place: Reproduction, runs: Mapping[str, Sequence[Run]], version: str) -> Results:
+    """Every row that has a run; runs by row, in the table's order."""
+    users = {name: _per_user(table, place, some) for name, some in runs.items()}
+    rows = [_row(table, name, some, users[name]) for name, some in runs.items()]
+    return Results(
+        table=table.name,
+        title=table.title,
+        dataset=table.dataset_name,
+        files={table.file: table.sha256},
+        data_version=version,
+        split=table.dataset.split.kind,
+        history=table.dataset.split.history,
+        forms=list(table.forms),
+        metrics=list(table.metrics),
+        main=table.main,
+        unit=table.unit,
+        trainer=table.trainer,
+        evaluation=table.evaluation,
+        python=platform.python_version(),
+        rows=rows,
+        ahead=[sentence for form in table.forms for sentence in _simple_ahead(table, rows, users, form)],
+        notes=list(table.notes),
+    )
+
+
+def _per_user(table: Table, place: Reproduction, runs: Sequence[Run]) -> NDArray[np.float64]:
+    """[users, columns] on test, each user's mean over the runs."""
+    tables = [pq.read_table(place.users(run.key)).sort_by("user") for run in runs]
+    values = np.array([[one.column(name).to_numpy() for name in table.columns] for one in tables], dtype=np.float64)
+    mean: NDArray[np.float64] = values.mean(axis=0)
+    return mean.T
+
+
+def _row(table: Table, name: str, runs: Sequence[Run], users: NDArray[np.float64]) -> ResultRow:
+    variant, known = table.entries[name], table.rows[name]
+    scores = {column: np.array([run.test[column] for run in runs]) for column in table.columns}
+    mean = {column: float(values.mean()) for column, values in scores.items()}
+    resampled = resampled_means(users, table.evaluation.bootstrap_samples, seed=1)
+    ends = intervals(users, resampled, table.evaluation.confidence)
+    target = {"at_least": table.flat(known.at_least), "digits": table.flat(known.digits)}
+    references = {"published": table.flat(known.published), "source": known.source, CODE: known.authors_code}
+    return ResultRow(
+        variant=name,
+        model=variant.model,
+        weighting=variant.weighting,
+        options=dict(variant.options),
+        trainer=dict(variant.trainer),
+        simple=runs[0].simple,
+        seeds=[run.seed for run in runs],
+        mean=mean,
+        deviation={column: float(v.std(ddof=1)) for column, v in scores.items()} if len(runs) > 1 else None,
+        interval={column: (one.low, one.high) for column, one in zip(table.columns, ends, strict=True)},
+        valid=float(np.mean([run.valid[table.main] for run in runs])),
+        references={key: value for key, value in references.items() if value} or None,
+        target={kind: values for kind, values in target.items() if values} or None,
+        reached=_reached(table, target, mean, runs),
+        parameters=runs[0].parameters,
+        seconds_training=float(np.mean([run.seconds_training for run in runs])),
+        seconds_evaluation=float(np.mean([run.seconds_evaluation for run in runs])),
+        peak_memory_mb=max(run.peak_memory_mb for run in runs),
+        epochs=float(np.mean([run.epochs for run in runs])),
+        stopped={run.seed: run.epochs for run in runs if run.stopped == "budget"},
+        # the curve of a run that came to its own end says nothing that the table does not
+        runs=[run if run.stopped == "budget" else run.model_copy(update={"curve": []}) for run in runs],
+    )
+
+
+def _reached(
+    table: Table, target: Mapping[str, Mapping[str, float]], mean: Mapping[str, float], runs: Sequence[Run]
+) -> bool | None:
+    if not any(target.values()) or (not runs[0].simple and len(runs) < table.seeds):
+        return None
+    unit = UNITS[table.unit]
+    digits = target["digits"].items()
+    return all(mean[name] >= value for name, value in target["at_least"].items()) and all(
+        round(mean[name] * unit, 4) == round(value * unit, 4) for name, value in digits
+    )
+
+
+def _simple_ahead(
+    table: Table, rows: Sequence[ResultRow], users: Mapping[str, NDArray[np.float64]], form: Form
+) -> list[str]:
+    """For each learned row the best simple one under the same time weights, where that one is ahead."""
+    name = column(table.main, form)
+    at, unit = table.columns.index(name), UNITS[table.unit]
+    sentences = []
+    for row in rows:
+        simple = [one for one in rows if one.simple and one.weighting == row.weighting]
+        if row.simple or not simple:
+            continue
+        best = max(simple, key=lambda one: one.mean[name])
+        ahead = paired_difference(
+            users[best.variant][:, at],
+            users[row.variant][:, at],
+            table.evaluation.bootstrap_samples,
+            table.evaluation.confidence,
+            seed=1,
+        )
+        if ahead.mean > 0:
+            chance = "" if ahead.low > 0 else "; that may be chance"
+            sentences.append(
+                f"{best.variant}, a simple baseline, is ahead of {row.variant} by {ahead.mean * unit:.4f} {name} "
+                f"({ahead.low * unit:.4f} to {ahead.high * unit:.4f}, {table.evaluation.confidence:.0%} over users, "
+                f"paired{chance})."
+            )
+    return sentences
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def write(found: Results, place: Reproduction) -> None:
+    """The table's documents in docs/results/."""
+    write_json(place.result(".json"), found.model_dump(mode="json"))
+    write_atomically(place.result(".svg"), result_plots.rows(found))
+    curves = result_plots.curves(found)
+    if curves is None:
+        place.result("-curves.svg").unlink(missing_ok=True)
+    else:
+        write_atomically(place.result("-curves.svg"), curves)
+    write_atomically(place.result(".md"), page(found).encode())
+
+
+def page(found: Results) -> str:
+    """The table for reading; equal results give equal bytes."""
+    lines = [
+        f"# {found.title}",
+        "",
+        f"Generated by `noise2next reproduce {found.table}`; all numbers are of the official test part"
+        + (", in percent." if found.unit == "percent" else "."),
+        *(
+            ["Each model is judged twice: with what a user has seen in the ranking, and without."]
+            * (len(found.forms) > 1)
+        ),
+        "",
+        *_figures(found),
+        "",
+        f"![Each row's {found.main} with its interval; a tick is the published figure]({found.table}.svg)",
+        "",
+        "## Read with the numbers",
+        "",
+        *(f"- {note}" for note in (*_conventions(found), *found.notes, *found.ahead)),
+        "",
+        *_stopped(found),
+        "## What it took",
+        "",
+        *_cost(found),
+        "",
+        *_seeds(found),
+        "## Settings",
+        "",
+        *(f"- {row.variant}: `{json.dumps(_settings(row))}`" for row in found.rows),
+        f"- all: `{json.dumps(found.trainer.model_dump(mode='json', exclude={'checkpoint_seconds'}))}`",
+        *(f"- data: {name} sha256 {digest}" for name, digest in found.files.items()),
+        f"- prepared split: {found.split}, history {found.history}, version {found.data_version}",
+        f"- code: {_all(found, 'code_version')}; torch {_all(found, 'torch')}; Python {found.python}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(found: Results) -> list[str]:
+    """The rows, each followed by what was published of it."""
+    columns = [(metric, form) for form in found.forms for metric in found.metrics]
+    main = _short(found.main)
+    head = ["model", *(_short(metric) + _mark(found, form) for metric, form in columns)]
+    head += [f"{main} over seeds", f"{main}, {found.evaluation.confidence:.0%} of users", CODE, "goal", "reached"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    names = [column(metric, form) for metric, form in columns]
+    for row in found.rows:
+        lines.append(f"| {' | '.join(_cells(found, row, names))} |")
+        published = (row.references or {}).get("published")
+        if published:
+            figures = [f"_{_shown(found, published[name])}_" if name in published else "" for name in names]
+            lines.append(f"| {' | '.join(['_published_', *figures, *[''] * 5])} |")
+    return lines
+
+
+def _cells(found: Results, row: ResultRow, names: Sequence[str]) -> list[str]:
+    low, high = row.interval[found.main]
+    over = "deterministic"
+    if not row.simple:
+        spread = f" ± {_shown(found, row.deviation[found.main])}" if row.deviation else ""
+        over = f"{_shown(found, row.mean[found.main])}{spread} ({len(row.seeds)})"
+    return [
+        row.variant + (" *" if row.stopped else ""),
+        *(_shown(found, row.mean[name]) for name in names),
+        over,
+        f"{_shown(found, low)} to {_shown(found, high)}",
+        (row.references or {}).get(CODE, ""),
+        ", ".join(_goals(found, row.target or {})),
+        {None: "too few seeds" if row.target else "", True: "yes", False: "**missed**"}[row.reached],
+    ]
+
+
+def _goals(found: Results, target: Mapping[str, Mapping[str, float]]) -> list[str]:
+    exact, least = target.get("digits", {}), target.get("at_least", {})
+    told = [f"{_short(name)} {_shown(found, value)}" for name, value in exact.items()]
+    if len(told) > MOST_GOALS:
+        told = [f"{len(told)} figures to the digit"]
+    return [*told, *(f"{_short(name)} at least {_shown(found, value)}" for name, value in least.items())]
+
+
+def _conventions(found: Results) -> list[str]:
+    """What the numbers are, told alike for every table."""
+    several = len(found.forms) > 1
+    sources = {
+        row.variant: row.references["source"] for row in found.rows if row.references and "source" in row.references
+    }
+    by_source: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        by_source.setdefault(source, []).append(name)
+    return [
+        "Full ranking over all items. A row's best epoch is chosen on validation "
+        f"{found.main} with what a user has seen left out of the ranking.",
+        *(
+            [
+                "Without a mark, what a user has seen before is left out of the test lists; "
+                "`unmasked` it stays in: the same model, ranked twice."
+            ]
+            if several
+            else ["What a user has seen before is left out of the test lists."]
+        ),
+        "Recall divides by all test items of a user, ndcg's ideal has min(k, test items) places; equal scores rank the "
+        "lower item first.",
+        f"A deviation is over seeds (n - 1); an interval is over users (bootstrap, "
+        f"{found.evaluation.bootstrap_samples:,} samples, {found.evaluation.confidence:.0%}) of each user's mean over "
+        "seeds. Models without seeds are deterministic.",
+        *(f"Published figures of {', '.join(names)}: {source}." for source, names in by_source.items()),
+    ]
+
+
+def _stopped(found: Results) -> list[str]:
+    stopped = [row for row in found.rows if row.stopped]
+    if not stopped:
+        return []
+    told = [
+        f"- {row.variant}: "
+        + ", ".join(f"seed {seed} after epoch {epoch}" for seed, epoch in row.stopped.items())
+        + f" ({duration(row.seconds_training)} of training)"
+        for row in stopped
+    ]
+    return [
+        "## Stopped by the budget (*)",
+        "",
+        "These rows had not come to their own end; a larger `--budget` goes on from where they are.",
+        "",
+        *told,
+        "",
+        f"![{found.main} on validation by epoch]({found.table}-curves.svg)",
+        "",
+    ]
+
+
+def _cost(found: Results) -> list[str]:
+    head = ["model", "learned numbers", "training", "evaluation", "peak memory", "epochs", "device"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in found.rows:
+        devices = sorted({f"{run.device}, {run.precision}, {run.threads} threads" for run in row.runs})
+        cells = [
+            row.variant,
+            f"{row.parameters:,}",
+            duration(row.seconds_training),
+            duration(row.seconds_evaluation),
+            f"{row.peak_memory_mb:,.0f} MiB",
+            f"{row.epochs:.0f}" if row.epochs else "",
+            "; ".join(devices),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _seeds(found: Results) -> list[str]:
+    told = [
+        f"- {row.variant}: "
+        + ", ".join(
+            f"{run.seed}: {_shown(found, run.test[found.main])} (best epoch {run.best_epoch})" for run in row.runs
+        )
+        for row in found.rows
+        if not row.simple
+    ]
+    return [f"## {found.main} of each seed", "", *told, ""] if told else []
+
+
+def _settings(row: ResultRow) -> dict[str, Any]:
+    told: dict[str, Any] = {"model": row.model, "options": row.options, "trainer": row.trainer}
+    if row.weighting.kind != "uniform":
+        told["weighting"] = row.weighting.model_dump(mode="json")
+    return {key: value for key, value in told.items() if value}
+
+
+def _all(found: Results, field: str) -> str:
+    return ", ".join(sorted({getattr(run, field) for row in found.rows for run in row.runs}))
+
+
+def _shown(found: Results, value: float) -> str:
+    return f"{value * UNITS[found.unit]:.4f}"
+
+
+def _mark(found: Results, form: Form) -> str:
+    return " unmasked" if form == "unmasked" else ""
+
+
+def _short(metric: str) -> str:
+    """`R@20` for `recall@20`."""
+    name, at, rest = metric.partition("@")
+    return SHORT.get(name, name) + at + rest
