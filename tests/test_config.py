@@ -127,3 +127,33 @@ def test_the_projects_own_params_name_the_entries_of_the_backbone(repository: Pa
     params = load_params(repository / "params.yaml")
     assert isinstance(params, Params)
     assert set(params.variants) >= {"most_pop", "recent_pop", "item_knn", "ease", "t_ease", "diffrec", "t_diffrec"}
+    assert "lightgcn" in params.variants
+
+
+LATENT = "latent_variants:\n  l_net: {model: a.B, options: {clusters: 3}, trainer: {epochs: 7}}\n"
+
+
+def test_latent_variants_are_read_as_variants_and_keep_their_names(params_file):
+    params_file.write_text(params_file.read_text() + LATENT + "clustering: {embeddings: net}\n")
+    params = load_params(params_file, ["latent_variants.l_net.options.clusters=4"])
+    assert set(params.variants) == {"net", "l_net"}
+    assert set(params.latent_variants) == {"l_net"}
+    assert params.variant("l_net", "shop").options == {"clusters": 4}
+    assert params.variants["l_net"] == params.latent_variants["l_net"]
+    assert Params.model_validate(params.model_dump()) == params
+
+
+@pytest.mark.parametrize(
+    ("added", "place"),
+    [
+        (LATENT, "clustering.embeddings: 'lightgcn' is not among variants"),
+        (LATENT + "clustering: {embeddings: l_net}\n", "clustering.embeddings: 'l_net' is not among variants"),
+        ("latent_variants:\n  net: {model: a.B}\n", "'net' stands in variants and in latent_variants"),
+        (LATENT.replace("epochs: 7", "epoch: 7") + "clustering: {embeddings: net}\n", "latent_variants.l_net.trainer"),
+        ("clustering: {most: 0}\n", "clustering.most"),
+    ],
+)
+def test_latent_variants_that_cannot_be_are_refused_by_their_place(params_file, added, place):
+    params_file.write_text(params_file.read_text() + added)
+    with pytest.raises(UserError, match=re.escape(place)):
+        load_params(params_file)

@@ -45,7 +45,7 @@ trainer: {epochs: 1, metric: recall@20}
 evaluation: {cutoffs: [10, 20], bootstrap_samples: 50}
 clustering: {embeddings: lightgcn, most: 3, n_init: 2}
 latent_variants:
-  latent: {model: tests.latent.Latent, options: {clusters: 2}}
+  latent: {model: a.Latent, options: {clusters: 2}}
 variants:
   lightgcn: {model: noise2next.models.light_gcn.LightGCN, options: {layers: 1, embedding_size: 4}}
   most_pop: {model: noise2next.models.popularity.MostPop}
@@ -281,9 +281,21 @@ def test_an_entry_in_params_is_enough_for_a_new_variant(project):
     assert "train@shop-ease" not in again
 
 
+def test_other_item_vectors_rerun_the_clusters_and_what_is_trained_on_them(project):
+    edit(project / "params.yaml", "embedding_size: 4", "embedding_size: 8")
+    again = rerun(project)
+    assert {"train@shop-lightgcn", "embed@shop", "cluster@shop", "train_latent@shop-latent"} <= again
+    assert not {"train@shop-ease", "train@shop-most_pop", "evaluate@shop-ease"} & again
+
+
 @pytest.mark.slow
 def test_dvc_repro_ends_in_a_champion_and_leaves_out_what_cannot_be(untouched, tmp_path):
     project = shutil.copytree(untouched, tmp_path / "project")
+    edit(
+        project / "params.yaml",
+        "latent_variants:\n  latent: {model: a.Latent, options: {clusters: 2}}",
+        "latent_variants: {}",
+    )
     programs = str(Path(sys.executable).parent)
     assert "train@counted-recent_pop" in rerun(project, path=programs)
     assert rerun(project, path=programs) == set()

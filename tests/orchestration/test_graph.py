@@ -40,13 +40,20 @@ datasets:
     time_unit: s
 trainer: {epochs: 2, batch_size: 200}
 evaluation: {cutoffs: [10, 20], bootstrap_samples: 50}
+clustering: {most: 3, n_init: 2}
+latent_variants:
+  latent: {model: tests.models.latent_stub.LatentStub, options: {clusters: 2}}
 variants:
+  lightgcn:
+    model: noise2next.models.light_gcn.LightGCN
+    options: {embedding_size: 8, layers: 1}
+    trainer: {batch_size: 2048}
   most_pop: {model: noise2next.models.popularity.MostPop}
   recent_pop: {model: noise2next.models.popularity.MostPop, weighting: {kind: exponential, half_life_days: 30}}
   ease: {model: noise2next.models.ease.EASE, options: {l2: 100}}
   diffrec: {model: noise2next.models.diffrec.DiffRec, options: {steps: 3, hidden: [16], sampling_noise: true}}
 """
-MODELS = {"model_most_pop", "model_recent_pop", "model_ease", "model_diffrec"}
+MODELS = {f"model_{name}" for name in ("lightgcn", "most_pop", "recent_pop", "ease", "diffrec", "latent")}
 CHAIN = ["raw_interactions", "interactions", "validation", "split"]
 
 
@@ -123,12 +130,16 @@ def test_each_asset_shows_what_a_person_acts_on(finished):
         "interactions": {"read", "accepted", "quarantined"},
         "split": {"activity", "popularity", "time weights"},
         "model_diffrec": {"learning curve", "validation", "MLflow run"},
+        "item_embeddings": {"variant", "items", "size"},
+        "item_clusters": {"two clusters", "sizes"},
         "leaderboard": {"leaderboard", "page"},
         "champion": {"summary", "gate"},
     }.items():
         assert names <= shown(finished, asset).keys()
     assert shown(finished, "split")["popularity"].value.startswith("![plot](data:image/png;base64,")
     assert "| most_pop |" in shown(finished, "leaderboard")["leaderboard"].value
+    assert shown(finished, "item_clusters")["two clusters"].value.startswith("![plot](data:image/png;base64,")
+    assert "| clusters_3 |" in shown(finished, "item_clusters")["sizes"].value
 
 
 def test_the_ui_page_of_a_run_is_linked(finished):
@@ -247,6 +258,17 @@ def test_only_what_hangs_on_a_change_is_stale(project, finished, instance):
         params.write_text(kept)
 
 
+def test_only_latent_models_hang_on_the_clusters(project):
+    assets = definitions(project).resolve_asset_graph()
+    above = {
+        node.key.to_user_string(): {key.to_user_string() for key in node.parent_keys} for node in assets.asset_nodes
+    }
+    assert above["item_embeddings"] == {"model_lightgcn"}
+    assert above["item_clusters"] == {"item_embeddings"}
+    assert above["model_latent"] == {"split", "item_clusters"}
+    assert {name for name, parents in above.items() if "item_clusters" in parents} == {"model_latent"}
+
+
 def test_a_changed_option_changes_the_code_version_of_its_own_model_only(project, tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS.replace("steps: 3", "steps: 4"))
     before, after = (
@@ -276,7 +298,8 @@ def test_the_groups_are_one_row_of_boxes(project):
     group = {node.key: node.group_name for node in assets.asset_nodes}
     arrows = {(group[above], group[node.key]) for node in assets.asset_nodes for above in node.parent_keys}
     row = ["ingestion", "validation", "preprocessing", "training", "evaluation", "registration"]
-    assert {arrow for arrow in arrows if len(set(arrow)) == 2} == set(itertools.pairwise(row))
+    aside = {("training", "clustering"), ("clustering", "training")}  # made of one model, and what others are made of
+    assert {arrow for arrow in arrows if len(set(arrow)) == 2} == set(itertools.pairwise(row)) | aside
 
 
 def test_training_shares_the_pool_gpu(project):
