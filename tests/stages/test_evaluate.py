@@ -59,6 +59,7 @@ def train(params: Params, space: Workspace, name: str, fingerprint: str = "f1", 
     report = {
         "epochs": 0,
         "best_epoch": 0,
+        "stopped": "solved",
         "metrics": {},
         "seconds": 0.5,
         "curve": [],

@@ -81,10 +81,10 @@ def begun(monkeypatch):
     """The settings of every trial that is trained, in order."""
     heard, begin = [], tune.begin
 
-    def noted(params, variant, split, device):
+    def noted(params, variant, split, *rest):
         assert len(split.test) == 0
         heard.append(variant)
-        return begin(params, variant, split, device)
+        return begin(params, variant, split, *rest)
 
     monkeypatch.setattr(tune, "begin", noted)
     return heard
