@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 BENCHMARKS = ROOT / "benchmarks"
 CODE = "authors' code"
+NEXT_ITEM = {"next-item-beauty": "Beauty", "next-item-toys": "Toys", "next-item-ml1m": "ML-1M"}
 
 
 def main() -> None:
@@ -35,7 +36,8 @@ def main() -> None:
 
 def filled(readme: str) -> str:
     """The README with each marked block written anew."""
-    for name, text in (("sample", _sample()), ("ml1m", _ml1m()), ("speed", _speed())):
+    blocks = {"sample": _sample, "ml1m": _ml1m, "noisy": _noisy, "next": _next_item, "speed": _speed}
+    for name, text in ((name, write()) for name, write in blocks.items()):
         parts = re.split(rf"(<!-- {name}: [^>]*-->\n)(?:.*?)(<!-- end -->)", readme, flags=re.DOTALL)
         if len(parts) != 4:
             raise SystemExit(f"README.md: the block <!-- {name}: ... --> is not there exactly once")
@@ -74,17 +76,72 @@ def _sample() -> str:
     return "\n".join([*lines, "", told])
 
 
-def _ml1m() -> str:
-    found = read_json(RESULTS / "diffrec-ml1m-clean.json")
-    lines = ["| entry | R@20 | N@20 | over seeds | published R@20 | authors' code |", "|---|---|---|---|---|---|"]
+def _rows(found: dict[str, Any]) -> list[str]:
+    """Recall and ndcg at 20 of a table of DiffRec's files."""
+    lines = ["| entry | R@20 | N@20 | R@20 over seeds | published R@20 | authors' code |", "|---|---|---|---|---|---|"]
     for row in found["rows"]:
         known = row["references"] or {}
-        deviation = row["deviation"]
         lines.append(
             f"| {row['variant']} | {row['mean']['recall@20']:.4f} | {row['mean']['ndcg@20']:.4f} | "
-            + (f"± {deviation['recall@20']:.4f} ({len(row['seeds'])} seeds)" if deviation else "deterministic")
-            + f" | {known.get('published', {}).get('recall@20', '')} | {known.get(CODE, '')} |"
+            f"{_over_seeds(row, 'recall@20', 1)} | {known.get('published', {}).get('recall@20', '')} "
+            f"| {known.get(CODE, '')} |"
         )
+    return lines
+
+
+def _over_seeds(row: dict[str, Any], metric: str, scale: float) -> str:
+    if row["simple"]:
+        return "deterministic"
+    if not row["deviation"]:
+        return "1 seed"
+    return f"± {row['deviation'][metric] * scale:.{4 if scale == 1 else 2}f} ({len(row['seeds'])} seeds)"
+
+
+def _noisy() -> str:
+    told = (
+        "`ml-1m_noisy`: training and validation hold ratings below 4 as false positives, test does not. All rows and "
+        "settings: [docs/results/diffrec-ml1m-noisy.md](docs/results/diffrec-ml1m-noisy.md)."
+    )
+    return "\n".join([*_rows(read_json(RESULTS / "diffrec-ml1m-noisy.json")), "", told])
+
+
+def _next_item() -> str:
+    """Hits and ndcg at 10, in percent, of the tables of DiffuRec's files that have been made."""
+    lines: list[str] = []
+    for name, title in NEXT_ITEM.items():
+        place = RESULTS / f"{name}.json"
+        if not place.is_file():
+            continue
+        lines += [
+            f"| {title} | HR@10 | NDCG@10 | HR@10, seen left out | NDCG@10, seen left out | epochs | seeds "
+            "| published HR@10 / NDCG@10 |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in read_json(place)["rows"]:
+            mean, known = row["mean"], (row["references"] or {}).get("published", {})
+            figures = [mean[f"{metric}@10{form}"] for form in (" unmasked", "") for metric in ("hit_rate", "ndcg")]
+            epochs = (
+                "" if row["simple"] else f"{row['epochs']:.0f}" + (", stopped by the budget" * bool(row["stopped"]))
+            )
+            published = [known.get(f"{metric}@10 unmasked") for metric in ("hit_rate", "ndcg")]
+            lines.append(
+                f"| {row['variant']} | {' | '.join(f'{100 * one:.2f}' for one in figures)} | {epochs} "
+                f"| {'deterministic' if row['simple'] else len(row['seeds'])} "
+                f"| {' / '.join(f'{100 * one:.2f}' for one in published) if all(published) else ''} |"
+            )
+        lines.append("")
+    told = (
+        "Next item, DiffuRec's own files, full ranking, in percent; the paper ranks with seen items, so its figures "
+        "stand beside the first pair of columns. `noise2next reproduce TABLE` makes each page: "
+        + ", ".join(f"[{name}](docs/results/{name}.md)" for name in NEXT_ITEM if (RESULTS / f"{name}.json").is_file())
+        + "."
+    )
+    return "\n".join([*lines, told])
+
+
+def _ml1m() -> str:
+    found = read_json(RESULTS / "diffrec-ml1m-clean.json")
+    lines = _rows(found)
     by_name = {row["variant"]: row["mean"]["recall@20"] for row in found["rows"]}
     verdict = (
         f"EASE, which takes seconds, reaches {by_name['ease']:.4f} here and DiffRec {by_name['diffrec']:.4f}; with the "
