@@ -46,11 +46,11 @@ class BipartiteGraph:
 
     def to_users(self, items: Tensor) -> Tensor:
         """The mean over each user's items: [I, D] -> [U, D]"""
-        return embedding_bag(self._items, items, self._of_user, mode="mean", include_last_offset=True)
+        return _mean(self._items, items, self._of_user, self.user_degrees)
 
     def to_items(self, users: Tensor) -> Tensor:
         """The mean over each item's users: [U, D] -> [I, D]"""
-        return embedding_bag(self._users, users, self._of_item, mode="mean", include_last_offset=True)
+        return _mean(self._users, users, self._of_item, self.item_degrees)
 
     def linked(self, users: Tensor, items: Tensor) -> Tensor:
         """[B] bool: whether users [B] have taken items [B]."""
@@ -94,6 +94,12 @@ def _layer_mean(graph: BipartiteGraph, users: Tensor, items: Tensor, layers: int
     of_users *= _root(graph.user_degrees, users) / (layers + 1)
     of_items *= _root(graph.item_degrees, items) / (layers + 1)
     return of_users, of_items
+
+
+def _mean(places: Tensor, values: Tensor, bounds: Tensor, degrees: Tensor) -> Tensor:
+    # Summed and then divided: the bag's own mean takes twice as long on a CPU.
+    summed = embedding_bag(places, values, bounds, mode="sum", include_last_offset=True)
+    return summed.div_(degrees.clamp(min=1).to(values.dtype)[:, None])
 
 
 def _root(degrees: Tensor, like: Tensor) -> Tensor:
