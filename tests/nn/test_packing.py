@@ -45,7 +45,7 @@ def test_a_query_a_sequence_stands_at_the_newest_token() -> None:
     pack, k, v = packing(), drawn(1), drawn(2)
     q = drawn(0)
     expected = pack.newest(pack.attend(q, k, v, HEADS))
-    torch.testing.assert_close(pack.attend(pack.newest(q), k, v, HEADS), expected)
+    torch.testing.assert_close(pack.attend(pack.newest(q), k, v, HEADS, newest_only=True), expected)
 
 
 def test_gradients_flow_to_every_token_and_are_finite() -> None:
@@ -65,7 +65,9 @@ def test_ages_count_from_the_newest_and_empty_sequences_have_zeros() -> None:
     assert Packing(torch.zeros(3, dtype=torch.int64)).newest(tokens[:0]).shape == (2, SIZE)
 
 
-def test_the_newest_only_form_also_holds_where_every_sequence_has_one_token() -> None:
-    pack = Packing(torch.arange(4))
-    q, k, v = (drawn(seed, 3) for seed in range(3))
-    torch.testing.assert_close(pack.attend(q, k, v, HEADS), v)
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [0, 2], [3, 0, 0, 1]], ids=str)
+def test_the_newest_alone_may_ask_where_there_are_as_many_sequences_as_tokens(lengths: list[int]) -> None:
+    pack = Packing(torch.tensor([0, *lengths]).cumsum(0))
+    q, k, v = (drawn(seed, len(lengths)) for seed in range(3))
+    expected = pack.newest(pack.attend(q, k, v, HEADS))
+    torch.testing.assert_close(pack.attend(pack.newest(q), k, v, HEADS, newest_only=True), expected)

@@ -120,7 +120,13 @@ class Block(nn.Module):
         """x [n, D] -> [n, D], or [B, D] with `newest_only`."""
         asking = self.before_attention(packing.newest(x) if newest_only else x)
         found = packing.attend(
-            self.query(asking), self.key(x), self.value(x), self.heads, causal=True, dropout=self.dropout
+            self.query(asking),
+            self.key(x),
+            self.value(x),
+            self.heads,
+            causal=True,
+            dropout=self.dropout,
+            newest_only=newest_only,
         )
         x = self.before_layers(asking + found)
         inner = self.dropout(self.inner(x).relu_())

@@ -65,13 +65,14 @@ class Packing:
         causal: bool = False,
         dropout: Callable[[Tensor], Tensor] | None = None,
         blind: Tensor | None = None,
+        newest_only: bool = False,
     ) -> Tensor:
-        """Scaled dot-product attention inside each sequence: query [n, H] or [B, H], key and value [n, H] -> as query.
+        """Scaled dot-product attention inside each sequence: query, key and value [n, H] -> [n, H].
 
-        A query of [B, H] stands at its sequence's newest token. `causal`: a token sees itself and what is older.
-        `dropout` is applied to the probabilities. Queries marked in `blind` [n] see all of their sequence alike.
+        With `newest_only` the query is [B, H], one at each sequence's newest token, and so is the result. `causal`: a
+        token sees itself and what is older. `dropout` is applied to the probabilities. Queries marked in `blind` [n]
+        see all of their sequence alike.
         """
-        newest_only = len(query) == self.size and len(query) != len(key)
         query = query * (query.shape[1] // heads) ** -0.5
         found, order = [], []
         for group in self._groups:

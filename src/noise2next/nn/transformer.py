@@ -45,6 +45,7 @@ class EncoderLayer(nn.Module):
             self.heads,
             dropout=self.dropout,
             blind=None if newest_only else blind,
+            newest_only=newest_only,
         )
         keep = keep + self.dropout(self.mix(seen))
         inner = F.gelu(self.widen(self.before_feed_forward(keep)), approximate="tanh")
