@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from noise2next.nn.packing import Packing
+from noise2next.nn.packing import Packing, evened, rounded_up
 
 LENGTHS = torch.tensor([3, 0, 1, 9, 33, 4, 5, 2])
 HEADS, SIZE = 2, 6
@@ -20,11 +20,11 @@ def drawn(seed: int, rows: int | None = None) -> Tensor:
     )
 
 
-def one_by_one(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def one_by_one(q: Tensor, k: Tensor, v: Tensor, causal: bool, lengths: Tensor = LENGTHS) -> Tensor:
     """Each sequence and head by itself."""
     found = torch.zeros_like(q)
     stop = 0
-    for length in LENGTHS.tolist():
+    for length in lengths.tolist():
         start, stop = stop, stop + length
         for head in range(HEADS):
             part = slice(head * SIZE // HEADS, (head + 1) * SIZE // HEADS)
@@ -71,3 +71,33 @@ def test_the_newest_alone_may_ask_where_there_are_as_many_sequences_as_tokens(le
     q, k, v = (drawn(seed, len(lengths)) for seed in range(3))
     expected = pack.newest(pack.attend(q, k, v, HEADS))
     torch.testing.assert_close(pack.attend(pack.newest(q), k, v, HEADS, newest_only=True), expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_groups_that_are_rounded_up_attend_as_each_sequence_alone(causal: bool) -> None:
+    lengths = torch.randint(1, 4, (37,), generator=torch.Generator().manual_seed(0))
+    many = Packing(torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
+    q, k, v = (drawn(seed, int(lengths.sum())).requires_grad_() for seed in range(3))
+    found, expected = many.attend(q, k, v, HEADS, causal), one_by_one(q, k, v, causal, lengths)
+    torch.testing.assert_close(found, expected)
+    asked = many.attend(many.newest(q), k, v, HEADS, causal, newest_only=True)
+    torch.testing.assert_close(asked, many.newest(expected))
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), (q, k, v)),
+        torch.autograd.grad(expected.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_sizes_are_rounded_up_by_an_eighth_at_most_and_few_are_left() -> None:
+    sizes = [rounded_up(count) for count in range(1, 1025)]
+    assert all(count <= size <= count * 9 / 8 for count, size in zip(range(1, 1025), sizes, strict=True))
+    assert len(set(sizes)) < 70
+
+
+def test_an_evened_packing_leaves_the_sequences_and_adds_single_tokens() -> None:
+    items, packing = evened(torch.arange(1, 59), torch.tensor([0, 3, 3, 58]))
+    assert len(items) == 60
+    assert items[:58].tolist() == list(range(1, 59))
+    assert packing.lengths.tolist() == [3, 0, 55, 1, 1]

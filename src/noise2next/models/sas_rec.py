@@ -20,7 +20,7 @@ from noise2next.data.queries import Queries
 from noise2next.models.base import Clock, ModelConfig, Trainable
 from noise2next.nn.dropout import Dropout
 from noise2next.nn.losses import softmax_cross_entropy
-from noise2next.nn.packing import Packing
+from noise2next.nn.packing import Packing, evened
 
 
 class SASRec(Trainable):
@@ -83,11 +83,11 @@ class SASRec(Trainable):
 
     def loss(self, batch: Queries, phase: str, clock: Clock) -> dict[str, Tensor]:
         history, targets = batch.last(self.config.max_length + 1).with_next()
-        packing = Packing(history.indptr)
-        states = self.states(history.items, packing)  # [n, D]
+        items, packing = evened(history.items, history.indptr)
+        states = self.states(items, packing)[: len(targets)]  # [n, D]
         if self.config.loss == "ce":
             return {"cross_entropy": softmax_cross_entropy(states, self.items.weight, targets)}
-        negatives = Unseen(batch).draw(packing.rows)
+        negatives = Unseen(batch).draw(packing.rows[: len(targets)])
         asked = self.items(torch.stack([targets, negatives]))  # [2, n, D]
         right, wrong = (asked * states).sum(dim=-1)
         return {"binary_cross_entropy": (F.softplus(-right) + F.softplus(wrong)).mean()}

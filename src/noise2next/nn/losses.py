@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -12,6 +13,7 @@ from noise2next.nn.sparse import SparseRows
 
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 1 << 20, 1 << 26  # in one block: what a core's cache holds, what fills a GPU
 _FEWEST_ROWS = 64  # in one block: with fewer, matrix products are slow
+_STEP = 16  # of a block's rows, so that the last block's shape comes back: oneDNN compiles a kernel for each
 
 
 def row_error(output: Tensor, target: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
     """With E = exp(logits - max) and S its row sums, dloss/dlogits = G / (S n), where G is E less S at the target.
 
     The division is left to the small matrices beside G: the gradient of `hidden` is (G table) / (S n), that of `table`
-    is G' (hidden / (S n)), that of `bias` G' (1 / (S n)).
+    is G' (hidden / (S n)), that of `bias` G' (1 / (S n)). Rows that only round n up have no share in the mean.
     """
 
     @staticmethod
@@ -63,17 +65,19 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None, products: torch.dtype
     ) -> Tensor:
         sums = torch.float64 if products == torch.float64 else torch.float32
-        loss = hidden.new_zeros((), dtype=sums)
+        n, loss = len(hidden), hidden.new_zeros((), dtype=sums)
+        hidden, targets = F.pad(hidden, (0, 0, 0, -n % _STEP)), F.pad(targets, (0, -n % _STEP))
+        share = (torch.arange(len(hidden), device=hidden.device) < n)[:, None].to(sums) / n  # of each row in the mean
         for_hidden, for_table, for_bias = (
             torch.zeros_like(x, dtype=sums) if x is not None and needed else None
             for x, needed in zip(
                 (hidden, table, bias), (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]), strict=True
             )
         )
-        factors, weights, n = hidden.to(products), table.to(products), len(hidden)
-        rows = max(_FEWEST_ROWS, (_LOGITS_ON_CPU if hidden.is_cpu else _LOGITS_ON_GPU) // len(table))
-        buffer = factors.new_empty(min(rows, n), len(table))
-        for start in range(0, n, rows):
+        factors, weights = hidden.to(products), table.to(products)
+        rows = max(_FEWEST_ROWS, (_LOGITS_ON_CPU if hidden.is_cpu else _LOGITS_ON_GPU) // len(table) // _STEP * _STEP)
+        buffer = factors.new_empty(min(rows, len(hidden)), len(table))
+        for start in range(0, len(hidden), rows):
             factor, at = factors[start : start + rows], targets[start : start + rows, None]
             product = torch.mm(factor, weights.T, out=buffer[: len(factor)])
             logits = product.to(sums)  # the same memory unless the products are bfloat16
@@ -82,8 +86,8 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
             largest, right = logits.amax(dim=1, keepdim=True), logits.gather(1, at)
             shares = logits.sub_(largest).exp_()
             total = shares.sum(dim=1, keepdim=True)
-            loss += (total.log() + largest - right).sum()
-            slope, scale = shares.scatter_add_(1, at, -total), 1 / (total * n)
+            slope, scale = shares.scatter_add_(1, at, -total), share[start : start + rows] / total
+            loss += ((total.log() + largest - right) * share[start : start + rows]).sum()
             if for_bias is not None:
                 for_bias += (slope.T @ scale).squeeze(1)
             slope = product.copy_(slope) if products != sums else slope
@@ -95,9 +99,9 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
                     for_table.addmm_(slope.T, scaled)
                 else:
                     for_table += slope.T @ scaled
-        ctx.save_for_backward(for_hidden, for_table, for_bias)
+        ctx.save_for_backward(None if for_hidden is None else for_hidden[:n], for_table, for_bias)
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, table, bias)]
-        return loss / n
+        return loss
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

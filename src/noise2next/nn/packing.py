@@ -1,4 +1,8 @@
-"""Sequences of different lengths laid end to end; only attention pads, in groups of like length."""
+"""Sequences of different lengths laid end to end; only attention pads, in groups of like length.
+
+oneDNN, which multiplies float32 matrices on a CPU, compiles a kernel for every new shape: 0.3 ms and 0.3 MB, more than
+the product itself takes here. So sizes that follow the lengths are rounded up, and shapes come back.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _WIDTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # a group holds the lengths above one width up to the next
@@ -14,11 +19,15 @@ _WIDTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # a group holds the lengths a
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences of like length: rows [b], and their tokens [b, l], where `real` [b, l] is False for padding."""
+    """Sequences of like length: rows [b], and their tokens [b, l], where `real` [b, l] is False for padding.
+
+    Those after the first `count` repeat one and are thrown away: they round b up.
+    """
 
     rows: Tensor
     tokens: Tensor
     real: Tensor
+    count: int
     full: bool  # no padding at all
     whole: bool  # all tokens there are, in their order
 
@@ -90,8 +99,9 @@ class Packing:
             out = ((share if dropout is None else dropout(share)) @ v).transpose(1, 2).flatten(2)  # [b, l, H]
             if group.whole:
                 return out.flatten(0, 1)
-            found.append(out.flatten(0, 1) if newest_only else out[group.real])
-            order.append(group.rows if newest_only else group.tokens[group.real])
+            out, real, taken = out[: group.count], group.real[: group.count], asking[: group.count]
+            found.append(out.flatten(0, 1) if newest_only else out[real])
+            order.append(taken.flatten() if newest_only else taken[real])
         if not found:
             return torch.zeros_like(query)
         return torch.zeros_like(query).index_copy(0, torch.cat(order), torch.cat(found).to(query.dtype))
@@ -110,11 +120,27 @@ class Packing:
 
     def _group(self, rows: Tensor, width: int) -> _Group:
         """Padding stands after a sequence's tokens, and repeats its newest."""
-        place = torch.arange(width, device=rows.device)
+        count, place = len(rows), torch.arange(width, device=rows.device)
+        full = count * width == int(self.lengths[rows].sum())
+        whole = full and count == self.size
+        if not whole:
+            rows = torch.cat([rows, rows[:1].expand(rounded_up(count) - count)])
         real = place < self.lengths[rows, None]
         tokens = self.indptr[rows, None] + torch.minimum(place, self.lengths[rows, None] - 1)
-        full = len(rows) * width == int(self.lengths[rows].sum())
-        return _Group(rows, tokens, real, full, full and len(rows) == self.size)
+        return _Group(rows, tokens, real, count, full, whole)
+
+
+def rounded_up(count: int) -> int:
+    """To the next of eight sizes between a power of two and the next: at most an eighth more."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
+
+
+def evened(items: Tensor, indptr: Tensor) -> tuple[Tensor, Packing]:
+    """As many sequences of one token, item 0, after the others as round the tokens up: [n] -> [n or more]."""
+    spare = rounded_up(len(items)) - len(items)
+    ends = indptr[-1] + torch.arange(1, spare + 1, device=indptr.device)
+    return F.pad(items, (0, spare)), Packing(torch.cat([indptr, ends]))
 
 
 def _later(logits: Tensor) -> Tensor:
