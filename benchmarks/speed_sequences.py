@@ -102,10 +102,12 @@ def in_lists(train: Queries) -> list[list[int]]:
 
 def sas_rec(train: Queries, loss: str, dropout: float, size: int = 128) -> Case:
     """Both sides take the same users in the same order."""
-    config = SASRec.Config(size=64, loss=loss, dropout=dropout)
+    config = SASRec.Config(embedding_size=64, loss=loss, dropout=dropout)
     torch.manual_seed(1)
     model = SASRec(config, train.n_items)
-    plain = PlainSASRec(train.n_items, config.size, config.blocks, config.heads, config.max_length, config.dropout)
+    plain = PlainSASRec(
+        train.n_items, config.embedding_size, config.blocks, config.heads, config.max_length, config.dropout
+    )
     histories = in_lists(train)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
     steps, plain_steps = optimiser(model), optimiser(plain)
@@ -171,7 +173,7 @@ def plain_of(model: DiffuRec) -> PlainDiffuRec:
     """The plain form of the same options and weights; its padding is item 0, ours the last row."""
     of = model.config
     dropouts = of.embedding_dropout, of.dropout
-    plain = PlainDiffuRec(model.n_items, of.size, of.blocks, of.heads, of.steps, dropouts, of.mask_keys)
+    plain = PlainDiffuRec(model.n_items, of.embedding_size, of.blocks, of.heads, of.steps, dropouts, of.mask_keys)
     weights = model.state_dict()
     plain.load_state_dict({**weights, "items.weight": weights["items.weight"].roll(1, dims=0)})
     return plain
@@ -190,7 +192,11 @@ def diffurec(train: Queries, mask_keys: bool, dropout: bool = True, size: int = 
     def drawn(count: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """As the model draws: steps, noise of the target, lambda."""
         t = torch.randint(of.steps, (count,))
-        return t, torch.randn(count, of.size), torch.randn(tokens, of.size).add_(1).mul_(of.uncertainty)
+        return (
+            t,
+            torch.randn(count, of.embedding_size),
+            torch.randn(tokens, of.embedding_size).add_(1).mul_(of.uncertainty),
+        )
 
     def noised(targets: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return model.process.add_noise(plain.items(targets), t, noise)
@@ -220,7 +226,7 @@ def diffurec(train: Queries, mask_keys: bool, dropout: bool = True, size: int = 
         found = model.loss(batch, "train", Clock())["cross_entropy"]
         torch.manual_seed(2)
         t, noise, lambdas = drawn(len(batch), int(history.lengths.sum()) if mask_keys else inputs.numel())
-        share = torch.zeros(*inputs.shape, of.size)
+        share = torch.zeros(*inputs.shape, of.embedding_size)
         share[places if mask_keys else torch.ones_like(places)] = lambdas
         return difference(found, plain.cross_entropy(inputs, targets + 1, noised(targets + 1, t, noise), t, share))
 
@@ -247,10 +253,10 @@ def diffurec_reverse(train: Queries, mask_keys: bool, size: int = 512) -> Case:
 
     def plain_chain(count: int) -> Tensor:
         """The vectors restored after `count` steps, with no lambda, so that nothing in them is drawn."""
-        x_t, t = torch.randn(size, of.size), torch.zeros(size, dtype=torch.int64)
+        x_t, t = torch.randn(size, of.embedding_size), torch.zeros(size, dtype=torch.int64)
         with torch.no_grad():
             for step in list(reversed(range(of.steps)))[:count]:
-                share = torch.randn(*padded.shape, of.size).add_(1).mul_(uncertainty[0])
+                share = torch.randn(*padded.shape, of.embedding_size).add_(1).mul_(uncertainty[0])
                 x0 = plain(padded, x_t, t + step, share)
                 x_t = model.process.posterior_sample_wide(x0, x_t, t + step, torch.randn_like(x0))
         return x0

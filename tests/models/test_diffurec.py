@@ -14,7 +14,7 @@ from noise2next.data.queries import Queries
 from noise2next.models.diffurec import DiffuRec
 
 ITEMS = 30
-SMALL = {"size": 8, "blocks": 2, "heads": 2, "steps": 4, "max_length": 6}
+SMALL = {"embedding_size": 8, "blocks": 2, "heads": 2, "steps": 4, "max_length": 6}
 
 
 def histories(*lengths: int, seed: int = 0) -> Queries:
@@ -36,7 +36,7 @@ def plainly(net: DiffuRec, items: list[int], noised: Tensor, share: Tensor) -> T
     ids = torch.tensor([ITEMS] * (length - len(items)) + items)
     real = ids != ITEMS
     x = nn.functional.layer_norm(
-        net.items.weight[ids], (net.config.size,), net.normalise.weight, net.normalise.bias, 1e-12
+        net.items.weight[ids], (net.config.embedding_size,), net.normalise.weight, net.normalise.bias, 1e-12
     )
     x = x + share * noised
     for layer in net.layers:
@@ -56,7 +56,14 @@ def plainly(net: DiffuRec, items: list[int], noised: Tensor, share: Tensor) -> T
 
 class TestDiffuRec(SequenceLaws):
     model = "noise2next.models.diffurec.DiffuRec"
-    options: ClassVar = {"size": 16, "blocks": 1, "heads": 2, "steps": 4, "max_length": 8, "embedding_dropout": 0.1}
+    options: ClassVar = {
+        "embedding_size": 16,
+        "blocks": 1,
+        "heads": 2,
+        "steps": 4,
+        "max_length": 8,
+        "embedding_dropout": 0.1,
+    }
     trainer = TrainerConfig(epochs=12, batch_size=64, learning_rate=5e-3, evaluate_every=4, metric="recall@10")
     tolerance = 1e-4
 
@@ -150,7 +157,7 @@ def test_every_prefix_is_a_sample() -> None:
 @pytest.mark.parametrize(
     ("options", "place"),
     [
-        ({"size": 10, "heads": 4}, "multiple of heads"),
+        ({"embedding_size": 10, "heads": 4}, "multiple of heads"),
         ({"steps": 4, "steps_at_inference": 5}, "above steps 4"),
         ({"schedule": "piecewise-linear", "steps": 8}, "more than 10 steps"),
     ],

@@ -21,7 +21,7 @@ LENGTHS = torch.tensor([4, 1, 9, 0, 2, 6, 7])
 def model() -> GRU4Rec:
     """In float64, with weights that are no longer small and biases that are no longer zero."""
     torch.manual_seed(0)
-    made = GRU4Rec(GRU4Rec.Config(size=4, hidden=6, max_length=LENGTH, dropout=0.0), ITEMS).double().eval()
+    made = GRU4Rec(GRU4Rec.Config(embedding_size=4, hidden=6, max_length=LENGTH, dropout=0.0), ITEMS).double().eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -100,5 +100,5 @@ def test_it_trains_in_either_precision(precision: torch.dtype) -> None:
 
 class TestGRU4Rec(SequenceLaws):
     model = "noise2next.models.gru4rec.GRU4Rec"
-    options: ClassVar = {"size": 16, "hidden": 32, "max_length": 8, "dropout": 0.1}
+    options: ClassVar = {"embedding_size": 16, "hidden": 32, "max_length": 8, "dropout": 0.1}
     trainer = TrainerConfig(epochs=40, batch_size=40, patience=40, metric="recall@1", learning_rate=0.02)

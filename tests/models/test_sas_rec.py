@@ -23,7 +23,7 @@ LENGTHS = torch.tensor([4, 1, 9, 2, 6, 7])
 def model(loss: str = "bce", heads: int = 2, dropout: float = 0.0) -> SASRec:
     """In float64, with weights that are no longer small and biases that are no longer zero."""
     torch.manual_seed(0)
-    config = SASRec.Config(size=8, heads=heads, max_length=LENGTH, dropout=dropout, loss=loss)
+    config = SASRec.Config(embedding_size=8, heads=heads, max_length=LENGTH, dropout=dropout, loss=loss)
     made = SASRec(config, ITEMS).double().eval()
     with torch.no_grad():
         for parameter in made.parameters():
@@ -41,9 +41,11 @@ def histories(lengths: Tensor = LENGTHS, seed: int = 0) -> Queries:
 def plain_form(made: SASRec) -> PlainSASRec:
     """The benchmark's peer with the same weights: sequences padded on the left, padding masked."""
     config = made.config
-    plain = PlainSASRec(ITEMS, config.size, config.blocks, config.heads, config.max_length, config.dropout).double()
+    plain = PlainSASRec(
+        ITEMS, config.embedding_size, config.blocks, config.heads, config.max_length, config.dropout
+    ).double()
     weights = made.state_dict()
-    padding = torch.zeros(1, config.size, dtype=torch.float64)
+    padding = torch.zeros(1, config.embedding_size, dtype=torch.float64)
     plain.load_state_dict({**weights, "items.weight": torch.cat([padding, weights["items.weight"]])})
     return plain
 
@@ -147,7 +149,7 @@ def test_an_epoch_has_every_user_with_a_next_item_once() -> None:
 
 @pytest.mark.parametrize(
     ("options", "place"),
-    [({"size": 9, "heads": 2}, "heads"), ({"dropout": 1.0}, "dropout"), ({"loss": "bpr"}, "loss")],
+    [({"embedding_size": 9, "heads": 2}, "heads"), ({"dropout": 1.0}, "dropout"), ({"loss": "bpr"}, "loss")],
 )
 def test_options_that_cannot_be_meant_are_refused_with_their_place(options: dict, place: str) -> None:
     with pytest.raises(ValidationError, match=place):
@@ -156,11 +158,11 @@ def test_options_that_cannot_be_meant_are_refused_with_their_place(options: dict
 
 class TestSASRec(SequenceLaws):
     model = "noise2next.models.sas_rec.SASRec"
-    options: ClassVar = {"size": 16, "blocks": 2, "max_length": 8, "dropout": 0.1, "loss": "bce"}
+    options: ClassVar = {"embedding_size": 16, "blocks": 2, "max_length": 8, "dropout": 0.1, "loss": "bce"}
     trainer = TrainerConfig(epochs=40, batch_size=40, patience=40, metric="recall@1", learning_rate=0.01)
 
 
 class TestSASRecAgainstAllItems(SequenceLaws):
     model = "noise2next.models.sas_rec.SASRec"
-    options: ClassVar = {"size": 16, "blocks": 1, "heads": 2, "max_length": 4, "dropout": 0.1, "loss": "ce"}
+    options: ClassVar = {"embedding_size": 16, "blocks": 1, "heads": 2, "max_length": 4, "dropout": 0.1, "loss": "ce"}
     trainer = TrainerConfig(epochs=40, batch_size=40, patience=40, metric="recall@1", learning_rate=0.01)

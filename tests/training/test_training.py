@@ -210,9 +210,9 @@ TRAINED = {  # every trainable model, small
     "mult_vae.MultVAE": {"hidden": [16], "latent_size": 8},
     "mult_dae.MultDAE": {},
     "light_gcn.LightGCN": {"embedding_size": 8, "layers": 2},
-    "sas_rec.SASRec": {"size": 8, "blocks": 1, "max_length": 5},
-    "gru4rec.GRU4Rec": {"size": 8, "hidden": 8, "max_length": 5},
-    "diffurec.DiffuRec": {"size": 8, "blocks": 1, "heads": 2, "steps": 4, "max_length": 5},
+    "sas_rec.SASRec": {"embedding_size": 8, "blocks": 1, "max_length": 5},
+    "gru4rec.GRU4Rec": {"embedding_size": 8, "hidden": 8, "max_length": 5},
+    "diffurec.DiffuRec": {"embedding_size": 8, "blocks": 1, "heads": 2, "steps": 4, "max_length": 5},
     "dnr.DNR": {"embedding_size": 8, "blocks": 1, "steps": 4, "max_length": 5, "seeds": 2},
 }
 KILLS = 3  # of each, at random moments; a run may end before the last of them

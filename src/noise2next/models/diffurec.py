@@ -30,7 +30,7 @@ class DiffuRec(Trainable):
     reads_order = True
 
     class Config(ModelConfig):
-        size: PositiveInt = 128  # H
+        embedding_size: PositiveInt = 128  # H
         blocks: PositiveInt = 4
         heads: PositiveInt = 4
         steps: Annotated[int, Field(ge=2)] = 32  # T
@@ -44,8 +44,8 @@ class DiffuRec(Trainable):
 
         @model_validator(mode="after")
         def _consistent(self) -> Self:
-            if self.size % self.heads:
-                raise ValueError(f"size {self.size} is not a multiple of heads {self.heads}")
+            if self.embedding_size % self.heads:
+                raise ValueError(f"embedding_size {self.embedding_size} is not a multiple of heads {self.heads}")
             if (self.steps_at_inference or 0) > self.steps:
                 raise ValueError(f"steps_at_inference {self.steps_at_inference} is above steps {self.steps}")
             embedding_betas(self.schedule, self.steps)
@@ -57,16 +57,18 @@ class DiffuRec(Trainable):
         self.n_items = n_items
         self.process = GaussianDiffusion(embedding_betas(config.schedule, config.steps))
         self.items = nn.Embedding(
-            n_items + 1, config.size
+            n_items + 1, config.embedding_size
         )  # N(0, 1); the last row is the padding, learned as any other
-        self.normalise = nn.LayerNorm(config.size, eps=1e-12)
+        self.normalise = nn.LayerNorm(config.embedding_size, eps=1e-12)
         self.tell_step = nn.Sequential(
-            nn.Linear(config.size, 4 * config.size), nn.SiLU(), nn.Linear(4 * config.size, config.size)
+            nn.Linear(config.embedding_size, 4 * config.embedding_size),
+            nn.SiLU(),
+            nn.Linear(4 * config.embedding_size, config.embedding_size),
         )
         self.layers = nn.ModuleList(
-            EncoderLayer(config.size, config.heads, config.dropout) for _ in range(config.blocks)
+            EncoderLayer(config.embedding_size, config.heads, config.dropout) for _ in range(config.blocks)
         )
-        self.output_norm = nn.LayerNorm(config.size, eps=1e-12)
+        self.output_norm = nn.LayerNorm(config.embedding_size, eps=1e-12)
         self.embedding_dropout = Dropout(config.embedding_dropout)
         self.dropout = Dropout(config.dropout)
         self._table: NormalTable | None = None  # of the draws of lambda in scoring
@@ -114,7 +116,7 @@ class DiffuRec(Trainable):
         self, tokens: Tensor, packing: Packing, padded: Tensor | None, x_t: Tensor, t: Tensor, share: Tensor
     ) -> Tensor:
         """x_0 [B, H] from x_t [B, H], steps t [B] and lambda `share` [n, H]; zeros for a history without tokens."""
-        waves = step_embedding(t * (_CLOCK / self.config.steps), self.config.size).to(x_t.dtype)
+        waves = step_embedding(t * (_CLOCK / self.config.steps), self.config.embedding_size).to(x_t.dtype)
         noised = x_t + self.tell_step(waves)
         state = torch.addcmul(tokens, share, noised[packing.rows])
         for layer in self.layers:
@@ -150,17 +152,17 @@ class DiffuRec(Trainable):
         process, steps = self.process.respaced(count)
         tokens, packing, padded = self._read(queries)
         keys, table = queries.keys[packing.rows], self._draws(queries.device)
-        x_t = normals(self.scoring_seed, queries.keys, self.config.steps, self.config.size)
+        x_t = normals(self.scoring_seed, queries.keys, self.config.steps, self.config.embedding_size)
         for at in reversed(range(count)):
             step = int(steps[at])
             share = table.rows(keys, step, packing.age).add_(1).mul_(self.config.uncertainty)
             t = torch.full((len(queries),), step, device=queries.device)
             x0 = self._restore(tokens, packing, padded, x_t, t, share)
             yield step, x0
-            noise = normals(self.scoring_seed, queries.keys, step, self.config.size)
+            noise = normals(self.scoring_seed, queries.keys, step, self.config.embedding_size)
             x_t = process.posterior_sample_wide(x0, x_t, torch.full_like(t, at), noise)
 
     def _draws(self, device: torch.device) -> NormalTable:
         if self._table is None or (self._table.seed, self._table.device) != (self.scoring_seed, device):
-            self._table = NormalTable(self.scoring_seed, self.config.size, device)
+            self._table = NormalTable(self.scoring_seed, self.config.embedding_size, device)
         return self._table

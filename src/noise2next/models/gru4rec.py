@@ -27,7 +27,7 @@ class GRU4Rec(Trainable):
     """Carry a state from item to item, and score by the last one."""
 
     class Config(ModelConfig):
-        size: PositiveInt = 64  # D
+        embedding_size: PositiveInt = 64  # D
         hidden: PositiveInt = 128  # H
         max_length: PositiveInt = 50
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the embeddings that are read
@@ -37,10 +37,10 @@ class GRU4Rec(Trainable):
     def __init__(self, config: Config, n_items: int) -> None:
         super().__init__()
         self.config = config
-        self.items = nn.Embedding(n_items, config.size)
+        self.items = nn.Embedding(n_items, config.embedding_size)
         self.dropout = Dropout(config.dropout)
-        self.gru = nn.GRU(config.size, config.hidden)
-        self.dense = nn.Linear(config.hidden, config.size)
+        self.gru = nn.GRU(config.embedding_size, config.hidden)
+        self.dense = nn.Linear(config.hidden, config.embedding_size)
         self._initialise()
 
     def states(self, items: Tensor, packing: Packing) -> Tensor:

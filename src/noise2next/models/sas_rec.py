@@ -27,7 +27,7 @@ class SASRec(Trainable):
     """Attend from each item of a history to what is older, and score by the newest one's state."""
 
     class Config(ModelConfig):
-        size: PositiveInt = 50  # D
+        embedding_size: PositiveInt = 50  # D
         blocks: PositiveInt = 2
         heads: PositiveInt = 1
         max_length: PositiveInt = 50  # 200 on ML-1M
@@ -36,8 +36,8 @@ class SASRec(Trainable):
 
         @model_validator(mode="after")
         def _consistent(self) -> Self:
-            if self.size % self.heads:
-                raise ValueError(f"size {self.size} cannot be shared by {self.heads} heads")
+            if self.embedding_size % self.heads:
+                raise ValueError(f"embedding_size {self.embedding_size} cannot be shared by {self.heads} heads")
             return self
 
     reads_order: ClassVar[bool] = True
@@ -45,18 +45,22 @@ class SASRec(Trainable):
     def __init__(self, config: Config, n_items: int) -> None:
         super().__init__()
         self.config = config
-        self.items = nn.Embedding(n_items, config.size)
-        self.positions = nn.Embedding(config.max_length, config.size)  # the last one is the newest's
+        self.items = nn.Embedding(n_items, config.embedding_size)
+        self.positions = nn.Embedding(config.max_length, config.embedding_size)  # the last one is the newest's
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config.size, config.heads, config.dropout) for _ in range(config.blocks))
-        self.norm = nn.LayerNorm(config.size, eps=1e-8)
+        self.blocks = nn.ModuleList(
+            Block(config.embedding_size, config.heads, config.dropout) for _ in range(config.blocks)
+        )
+        self.norm = nn.LayerNorm(config.embedding_size, eps=1e-8)
         self._initialise()
 
     # --- the network (paper section 3) --------------------------------------------------------------------------------
 
     def states(self, items: Tensor, packing: Packing, newest_only: bool = False) -> Tensor:
         """What is known after each item, oldest first: items [n] -> [n, D], or [B, D] with `newest_only`."""
-        x = self.items(items) * self.config.size**0.5 + self.positions(self.config.max_length - 1 - packing.age)
+        x = self.items(items) * self.config.embedding_size**0.5 + self.positions(
+            self.config.max_length - 1 - packing.age
+        )
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, packing, newest_only=newest_only and block is self.blocks[-1])
@@ -99,7 +103,7 @@ class SASRec(Trainable):
         """By the state at the newest item; a history without items scores all alike."""
         some = queries.lengths.nonzero().squeeze(1)
         recent = queries.last(self.config.max_length).select(some)
-        state = self.items.weight.new_zeros(len(queries), self.config.size)
+        state = self.items.weight.new_zeros(len(queries), self.config.embedding_size)
         state[some] = self.states(recent.items, Packing(recent.indptr), newest_only=True)
         return F.linear(state, self.items.weight)
 
