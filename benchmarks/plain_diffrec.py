@@ -8,6 +8,7 @@ Python loops. Same mathematics as `noise2next.models.diffrec`: a test compares t
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from noise2next.data.interactions import Interactions, Split
+
 MEMORY = 10
+
+
+class PlainModel(Protocol):
+    """A peer that reads dense rows [B, I]."""
+
+    network: nn.Module
+
+    def loss(self, x0: Tensor) -> Tensor:
+        """A scalar."""
+
+    def score(self, x0: Tensor) -> Tensor:
+        """[B, I]"""
 
 
 class PlainNetwork(nn.Module):
@@ -46,11 +61,19 @@ class PlainNetwork(nn.Module):
 class PlainDiffRec:
     """The process, the importance-sampled loss and the reverse chain, x0 parameterisation, linear variance."""
 
-    def __init__(self, network: PlainNetwork, steps: int, scale: float, low: float, high: float) -> None:
+    def __init__(
+        self,
+        network: PlainNetwork,
+        steps: int,
+        scale: float,
+        low: float,
+        high: float,
+        first_beta: float | None = 1e-5,
+    ) -> None:
         self.network = network
         self.steps = steps
         variance = scale * np.linspace(low, high, steps)
-        betas = [1e-5]
+        betas = [float(variance[0]) if first_beta is None else first_beta]
         for t in range(1, steps):
             betas.append(min(1 - (1 - variance[t]) / (1 - variance[t - 1]), 0.999))
         self.kept = np.cumprod(1 - np.array(betas))
@@ -75,9 +98,17 @@ class PlainDiffRec:
         return self.loss_of(x0, t, divisor, torch.randn_like(x0))
 
     def loss_of(self, x0: Tensor, t: Tensor, divisor: Tensor, noise: Tensor) -> Tensor:
+        return self.error_of(x0, self.restored(x0, t, noise), t, divisor)
+
+    def restored(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network makes of the noised row."""
         kept = torch.tensor(self.kept)[t][:, None]
         x_t = torch.sqrt(kept).to(x0.dtype) * x0 + torch.sqrt(1 - kept).to(x0.dtype) * noise
-        error = ((x0 - self.network(x_t, t)) ** 2).mean(dim=1)
+        return self.network(x_t, t)
+
+    def error_of(self, x0: Tensor, restored: Tensor, t: Tensor, divisor: Tensor) -> Tensor:
+        """The weighted loss, remembered sample by sample."""
+        error = ((x0 - restored) ** 2).mean(dim=1)
         losses = torch.tensor(self.weights)[t].to(x0.dtype) * error
         for step, one in zip(t, losses, strict=True):
             step, value = int(step), float(one.detach())
@@ -98,14 +129,33 @@ class PlainDiffRec:
         return x
 
 
+class DenseSplit:
+    """The whole split as matrices of users and items, and what each user took as a list."""
+
+    def __init__(self, split: Split) -> None:
+        def dense(interactions: Interactions) -> NDArray[np.float32]:
+            rows = np.zeros((len(split.users), split.n_items), dtype=np.float32)
+            rows[interactions.users, interactions.items] = 1
+            return rows
+
+        self.rows = dense(split.train)
+        self.seen = {"valid": self.rows > 0, "test": (self.rows + dense(split.valid)) > 0}
+        self.truth = {
+            part: [right.tolist() for right in np.split(truth.items, truth.indptr[1:-1])]
+            for part, truth in (("valid", split.valid), ("test", split.test))
+        }
+
+    def evaluate(self, model: PlainModel, part: str, size: int, cutoffs: tuple[int, ...]) -> dict[str, float]:
+        """`size` users at a time."""
+        return evaluate(model, loader(self.rows, size, shuffle=False), self.seen[part], self.truth[part], cutoffs)
+
+
 def loader(rows: NDArray[np.float32], batch_size: int, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of dense rows [B, I]."""
     return DataLoader(TensorDataset(torch.from_numpy(rows)), batch_size=batch_size, shuffle=shuffle)
 
 
-def train_epoch(
-    model: PlainDiffRec, batches: DataLoader[tuple[Tensor, ...]], optimiser: torch.optim.Optimizer
-) -> float:
+def train_epoch(model: PlainModel, batches: DataLoader[tuple[Tensor, ...]], optimiser: torch.optim.Optimizer) -> float:
     """One epoch; returns the mean loss."""
     model.network.train()
     total = 0.0
@@ -119,13 +169,13 @@ def train_epoch(
 
 
 def evaluate(
-    model: PlainDiffRec,
+    model: PlainModel,
     batches: DataLoader[tuple[Tensor, ...]],
     seen: NDArray[np.bool_],
     truth: list[list[int]],
     cutoffs: tuple[int, ...],
 ) -> dict[str, float]:
-    """Recall and NDCG at each cutoff over all users: the whole reverse chain for this part alone."""
+    """Recall and NDCG at each cutoff over all users: the model is asked anew for this part alone."""
     model.network.eval()
     lists: list[list[int]] = []
     for (x0,) in batches:

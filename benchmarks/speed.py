@@ -12,8 +12,6 @@ clock it does share. Exit code 1 where a goal is missed. Data: ML-1M clean of Di
 from __future__ import annotations
 
 import argparse
-import gc
-import io
 import json
 import os
 import statistics
@@ -21,8 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,15 +29,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import noise2next  # noqa: F401  (before torch loads: it says how OpenMP's threads wait)
 
 # isort: split
-import numpy as np
+import row_data
 import torch
 from machine import processor
-from plain_diffrec import PlainDiffRec, PlainNetwork, evaluate, loader, train_epoch
+from plain_diffrec import DenseSplit, PlainDiffRec, PlainNetwork, loader, train_epoch
+from row_data import ITEMS, USERS
+from side_by_side import default_products, fast_products, seconds
 
-from noise2next.config import EvaluationConfig, OfficialSplit, TrainerConfig, UniformWeights
-from noise2next.data.interactions import Interactions, Split
+from noise2next.config import EvaluationConfig, TrainerConfig, UniformWeights
+from noise2next.data.interactions import Split
 from noise2next.data.queries import Queries
-from noise2next.data.vocabulary import Vocabulary
 from noise2next.evaluation.evaluator import Evaluator
 from noise2next.models.diffrec import DiffRec
 from noise2next.training.device import matmul_dtype, peak_memory_mb, use_fast_float32
@@ -55,55 +52,6 @@ OPTIONS = DiffRec.Config(steps=40, hidden=(200, 600), noise_scale=0.005, noise_m
 TRAINER = TrainerConfig(batch_size=400, learning_rate=1e-3, evaluate_every=5, patience=20, checkpoint_seconds=1e9)
 FULL_RATE = 200  # GFLOP/s in float32 of the core that the goals speak of
 EPOCH, EVALUATION, OVER_FLOOR, WHOLE, MEMORY_GB = {"float32": 0.85, "bfloat16": 0.6}, 3.0, 1.7, 6.0, 0.6  # the goals
-USERS, ITEMS, ROWS = 5949, 2810, {"train": 403_277, "valid": 110_722, "test": 57_532}
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def load() -> tuple[str, Split]:
-    """The official split, or one of its size."""
-    shared = Path(os.environ.get("NOISE2NEXT_SHARED", HERE.parent.parent / "shared"))
-    archive = shared / "data" / "diffrec_official" / "ml-1m_clean.zip"
-    if not archive.is_file():
-        return "generated, of the size of ml-1m_clean", split_of(generated())
-    with zipfile.ZipFile(archive) as files:
-        parts = {
-            part: np.load(io.BytesIO(files.read(f"ml-1m_clean/{part}_list.npy")), allow_pickle=False) for part in ROWS
-        }
-    return "ml-1m_clean", split_of(parts)
-
-
-def generated() -> dict[str, np.ndarray]:
-    """Distinct pairs (user, item), long-tailed on both sides, dealt to the three parts."""
-    draw = np.random.default_rng(0)
-    activity, popularity = draw.lognormal(0, 1, USERS), 1 / np.arange(10, ITEMS + 10)
-    pairs = np.zeros(0, dtype=np.int64)
-    while len(pairs) < sum(ROWS.values()):
-        users = draw.choice(USERS, 400_000, p=activity / activity.sum())
-        pairs = np.unique(
-            np.concatenate([pairs, users * ITEMS + draw.choice(ITEMS, 400_000, p=popularity / popularity.sum())])
-        )
-    pairs = draw.permutation(pairs)[: sum(ROWS.values())]
-    cuts = np.cumsum(list(ROWS.values()))[:-1]
-    return {
-        part: np.stack(np.divmod(np.sort(chosen), ITEMS), axis=1)
-        for part, chosen in zip(ROWS, np.split(pairs, cuts), strict=True)
-    }
-
-
-def split_of(parts: dict[str, np.ndarray]) -> Split:
-    """Rows (user, item) of each part, sorted by user."""
-    made = {part: Interactions.of(rows[:, 0], rows[:, 1], None, USERS) for part, rows in parts.items()}
-    users, items = (Vocabulary(tuple(map(str, range(size)))) for size in (USERS, ITEMS))
-    return Split(OfficialSplit(history="train"), users, items, made["train"], made["valid"], made["test"], False)
-
-
-def dense(interactions: Interactions) -> np.ndarray:
-    """[U, I]"""
-    rows = np.zeros((USERS, ITEMS), dtype=np.float32)
-    rows[interactions.users, interactions.items] = 1
-    return rows
 
 
 # --- the two sides ----------------------------------------------------------------------------------------------------
@@ -151,12 +99,7 @@ class Plain:
     """The peer."""
 
     def __init__(self, split: Split) -> None:
-        self.rows = dense(split.train)
-        self.seen = {"valid": self.rows > 0, "test": (self.rows + dense(split.valid)) > 0}
-        self.truth = {
-            part: [right.tolist() for right in np.split(truth.items, truth.indptr[1:-1])]
-            for part, truth in (("valid", split.valid), ("test", split.test))
-        }
+        self.data = DenseSplit(split)
         torch.manual_seed(1)
         self.model = PlainDiffRec(
             PlainNetwork(ITEMS, OPTIONS.hidden),
@@ -168,11 +111,10 @@ class Plain:
         self.optimiser = torch.optim.AdamW(self.model.network.parameters(), lr=1e-3, weight_decay=0.0)
 
     def epoch(self) -> None:
-        train_epoch(self.model, loader(self.rows, 400, shuffle=True), self.optimiser)
+        train_epoch(self.model, loader(self.data.rows, 400, shuffle=True), self.optimiser)
 
     def evaluate(self, part: str) -> dict[str, float]:
-        batches = loader(self.rows, 400, shuffle=False)
-        return evaluate(self.model, batches, self.seen[part], self.truth[part], CUTOFFS)
+        return self.data.evaluate(self.model, part, 400, CUTOFFS)
 
     def fit(self, epochs: int) -> None:
         """So many epochs, both parts judged every fifth, as in the authors' loop."""
@@ -194,14 +136,6 @@ class Plain:
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of this process."""
-    gc.collect()
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def gflops(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
@@ -229,17 +163,6 @@ def inner_weights() -> int:
     return sum(a * b for a, b in pairwise(widths))
 
 
-def default_products() -> None:
-    """torch's own choice of kernel."""
-    torch.set_float32_matmul_precision("highest")
-
-
-def fast_products() -> None:
-    """The kernel that the package chooses, after its check."""
-    use_fast_float32.cache_clear()
-    use_fast_float32()
-
-
 def peak_mb(side: str) -> float:
     """Peak resident memory of two epochs and a validation in a process of their own."""
     done = subprocess.run(
@@ -250,7 +173,7 @@ def peak_mb(side: str) -> float:
 
 def memory_of(side: str) -> None:
     """Do the work of `peak_mb` in this process and print its peak."""
-    _, split = load()
+    _, split = row_data.load()
     if side == "plain":
         plain = Plain(split)
         plain.epoch()
@@ -265,7 +188,7 @@ def memory_of(side: str) -> None:
 
 def measure(rounds: int, whole: bool) -> dict[str, Any]:
     """Everything, each round taking every side in turn."""
-    name, split = load()
+    name, split = row_data.load()
     has_bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
     sides = {"float32": Ours(split, "float32")} | ({"bfloat16": Ours(split, "bfloat16")} if has_bfloat16 else {})
     plain, times = Plain(split), dict[str, list[float]]()

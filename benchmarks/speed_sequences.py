@@ -10,15 +10,9 @@ in the form of DiffuRec's authors below NOISE2NEXT_SHARED (default ../shared), e
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,43 +25,34 @@ import noise2next  # noqa: F401  (before torch loads: it says how OpenMP's threa
 import numpy as np
 import plain_sequences
 import pyarrow.parquet as pq
+import side_by_side
 import torch
-from machine import processor
 from plain_sequences import PlainDiffuRec, PlainSASRec
-from torch import Tensor, nn
+from side_by_side import MOST_APART, Case, difference, optimiser, train_steps
+from torch import Tensor
 
 from noise2next.data.interactions import Interactions
 from noise2next.data.negatives import Unseen
 from noise2next.data.queries import Queries
-from noise2next.models.base import Clock, Trainable
+from noise2next.models.base import Clock
 from noise2next.models.diffurec import DiffuRec
 from noise2next.models.sas_rec import SASRec
-from noise2next.training.device import use_fast_float32
 
 HERE = Path(__file__).resolve().parent
 USERS, ITEMS = 22_363, 12_068  # the training part of Beauty
-LEARNING_RATE = 1e-3
-MOST_APART = 1e-5  # of the two sides' losses, as a share
-
-
-@dataclass(frozen=True)
-class Case:
-    """Some work in both forms: `ours` and `plain` do its first so many pieces, of which it has `pieces` in all."""
-
-    name: str
-    piece: str  # what one is: "batch of 128 users"
-    pieces: int
-    goal: float  # so many times faster than the plain form
-    ours: Callable[[int], object]
-    plain: Callable[[int], object]
-    apart: Callable[[], float]  # how far the results are apart on the same weights and draws, as a share
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def load() -> tuple[str, Queries]:
-    """The training histories."""
+def load() -> tuple[dict[str, Any], Queries]:
+    """The training histories, and what they are."""
+    name, train = histories()
+    return {"data": name, "users": len(train), "items": train.n_items, "interactions": len(train.items)}, train
+
+
+def histories() -> tuple[str, Queries]:
+    """Those of the official file, or some of its size."""
     shared = Path(os.environ.get("NOISE2NEXT_SHARED", HERE.parent.parent / "shared"))
     log = shared / "data" / "diffurec_official" / "amazon_beauty.parquet"
     if not log.is_file():
@@ -297,119 +282,20 @@ CASES: dict[str, Callable[[Queries], Case]] = {
 }
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def optimiser(network: nn.Module) -> torch.optim.AdamW:
-    """Of both sides, so that the difference is the model's."""
-    return torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-
-
-def train_steps(model: Trainable, steps: torch.optim.Optimizer, batches: Iterable[Queries]) -> None:
-    """What the trainer does with each batch."""
-    model.train()
-    for batch in batches:
-        terms = model.loss(batch, "train", Clock())
-        model.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        steps.step()
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """As a share of `other`."""
-    return float(((one - other).abs() / other.abs()).detach())
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of this process."""
-    gc.collect()
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
-def default_products() -> None:
-    """torch's own choice of kernel."""
-    torch.set_float32_matmul_precision("highest")
-
-
-def fast_products() -> None:
-    """The kernel that the package chooses, after its check."""
-    use_fast_float32.cache_clear()
-    use_fast_float32()
-
-
-def measure(names: list[str], rounds: int, count: int) -> dict[str, Any]:
-    """Every case by name, its first `count` pieces."""
-    data, train = load()
-    rows = []
-    for name in names:
-        rows.append(compare(CASES[name](train), rounds, count))
-        print(json.dumps(rows[-1]), flush=True)
-    return {
-        "data": data,
-        "users": len(train),
-        "items": train.n_items,
-        "interactions": len(train.items),
-        "machine": {"processor": processor(), "threads": 1, "torch": torch.__version__},
-        "rounds": rounds,
-        "rows": rows,
-    }
-
-
-def compare(case: Case, rounds: int, count: int) -> dict[str, Any]:
-    """Each round takes every side in turn; CPU seconds are scaled to all pieces."""
-    measured = min(count, case.pieces)
-    sides: dict[str, list[float]] = {"plain": [], "plain with oneDNN": [], "ours": []}
-    case.ours(1)
-    case.plain(1)
-    for _ in range(rounds):
-        default_products()
-        sides["plain"].append(seconds(lambda: case.plain(measured)))
-        fast_products()
-        sides["plain with oneDNN"].append(seconds(lambda: case.plain(measured)))
-        sides["ours"].append(seconds(lambda: case.ours(measured)))
-    scale = case.pieces / measured
-    told = {
-        side: {"median": statistics.median(taken) * scale, "low": min(taken) * scale, "high": max(taken) * scale}
-        for side, taken in sides.items()
-    }
-    faster, apart = told["plain"]["median"] / told["ours"]["median"], case.apart()
-    return {
-        "case": case.name,
-        "piece": case.piece,
-        "pieces": case.pieces,
-        "measured": measured,
-        "cpu_seconds": told,
-        "faster": faster,
-        "goal": case.goal,
-        "apart": apart,
-        "reached": faster >= case.goal and apart <= MOST_APART,
-    }
-
-
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 
 def tell(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    machine, missed = result["machine"], [row["case"] for row in result["rows"] if not row["reached"]]
     lines = [
         "# Speed of the sequence models",
         "",
         f"`python benchmarks/speed_sequences.py` on {result['data']} ({result['users']:,} users, {result['items']:,} "
-        f"items, {result['interactions']:,} interactions to train on): one thread of {machine['processor']}, torch "
-        f"{machine['torch']}. CPU seconds, median of {result['rounds']} interleaved rounds (lowest to highest).",
+        f"items, {result['interactions']:,} interactions to train on). {side_by_side.measured_on(result)}",
         "",
-        f"**Missed: {'; '.join(missed)}.**" if missed else "All goals are reached.",
+        side_by_side.verdict(result),
         "",
-        "| work | ours | plain | plain with oneDNN | times faster | wanted | results apart |",
-        "|---|---|---|---|---|---|---|",
-        *(row_told(row) for row in result["rows"]),
-        "",
-        "Of each work the first pieces were measured and scaled to the whole: "
-        + "; ".join(f"{row['case']}, {row['measured']} of {row['pieces']} ({row['piece']})" for row in result["rows"])
-        + ".",
+        *side_by_side.table(result),
         "",
         "The plain form (`plain_sequences.py`) is the same mathematics without bucketing: Python lists cut user by "
         "user, padded on the left, every padded place computed, the logits of all places at once. Ours computes no "
@@ -420,34 +306,5 @@ def tell(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def row_told(row: dict[str, Any]) -> str:
-    """Of the table."""
-    ours, plain, fast = (shown(row["cpu_seconds"][side]) for side in ("ours", "plain", "plain with oneDNN"))
-    return f"| {row['case']} | {ours} | {plain} | {fast} | {row['faster']:.1f} | {row['goal']:g} | {row['apart']:.1e} |"
-
-
-def shown(one: dict[str, float]) -> str:
-    """Median and range."""
-    return f"{one['median']:.1f} ({one['low']:.1f} to {one['high']:.1f})"
-
-
-def main() -> int:
-    """Measure, write, print. Exit code 1 where a goal is missed."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--pieces", type=int, default=10, help="batches of each side in a round")
-    arguments.add_argument("--cases", default=",".join(CASES), help="comma-separated")
-    chosen = arguments.parse_args()
-    names = chosen.cases.split(",")
-    if unknown := set(names) - set(CASES):
-        arguments.error(f"no such case: {', '.join(sorted(unknown))}")
-    torch.set_num_threads(1)
-    result = measure(names, chosen.rounds, chosen.pieces)
-    (HERE / "speed_sequences.json").write_text(json.dumps(result, indent=2) + "\n")
-    (HERE / "speed_sequences.md").write_text(tell(result))
-    print("\n" + tell(result))
-    return int(not all(row["reached"] for row in result["rows"]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(side_by_side.main(__file__, __doc__, CASES, load, tell, pieces=10))
