@@ -8,11 +8,15 @@ import torch
 from benchmarks.plain_diffrec import PlainDiffRec, PlainNetwork
 from pydantic import ValidationError
 from tests.models.laws import RecommenderLaws
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
+from noise2next.evaluation.ranking import rank
 from noise2next.models.base import Clock, HasDenoising
 from noise2next.models.diffrec import DiffRec
+from noise2next.training.fit import fit
 
 OFFICIAL = {"steps": 40, "hidden": (200, 600), "noise_scale": 0.005, "noise_min": 0.005, "noise_max": 0.01}
 
@@ -260,6 +264,29 @@ def test_elbo_terms_are_one_a_step_and_those_of_training_without_dropout():
 @pytest.mark.parametrize("options", [{"parameterisation": "eps"}, {"noise_scale": 0.0}, {"reweight": False}], ids=str)
 def test_a_loss_that_is_not_weighed_by_the_bound_has_no_terms_of_it(options):
     assert model(steps=3, hidden=(16,), **options).elbo_terms(queries(5, 60)) is None
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest result of any operation has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        sizes = [one.numel() for one in tree_leaves(found) if isinstance(one, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return found
+
+
+def test_neither_training_nor_ranking_makes_the_matrix_of_users_and_items(tmp_path):
+    """Only a batch of its rows, here at most 20 of 400."""
+    train, made = queries(400, 3000), model(3000, hidden=(8,))
+    config = TrainerConfig(epochs=1, batch_size=20)
+    cpu = torch.device("cpu")
+    with LargestTensor() as largest:
+        fit(made, train, config, lambda _: {"recall@20": 0.0}, tmp_path / "c", 1, cpu, lambda *_: None, progress=False)
+        rank(made, train, [train, None], 10, memory_mb=1)
+    assert 20 * 3000 <= largest.elements < 400 * 3000 / 10
 
 
 class TestDiffRec(RecommenderLaws):
