@@ -66,7 +66,8 @@ def diffrec(split: Split, device: torch.device) -> dict[str, Any]:
     """An epoch and a judgement of validation: seconds, users a second, share of the products' peak, peak memory."""
     dtype = matmul_dtype(TRAINER.precision, device)
     peak = {"training": product_rate(dtype, device), "evaluation": product_rate(torch.float32, device)}
-    train = Queries.of(split.train, ITEMS, split.users.keys, device)
+    everyone = Queries.of(split.train, ITEMS, split.users.keys, device)
+    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # as the training stage does
     evaluator = Evaluator(split, UniformWeights(), ["valid"], EVALUATION, device)
     seed_everything(1)
     model = DiffRec(OPTIONS, ITEMS).to(device)

@@ -141,7 +141,12 @@ class DenseSplit:
         self.rows = dense(split.train)
         self.seen = {"valid": self.rows > 0, "test": (self.rows + dense(split.valid)) > 0}
         self.truth = {
-            part: [right.tolist() for right in np.split(truth.items, truth.indptr[1:-1])]
+            part: [
+                right.tolist() if known else []  # without a history nobody is judged
+                for right, known in zip(
+                    np.split(truth.items, truth.indptr[1:-1]), split.train.lengths.tolist(), strict=True
+                )
+            ]
             for part, truth in (("valid", split.valid), ("test", split.test))
         }
 
@@ -175,17 +180,18 @@ def evaluate(
     truth: list[list[int]],
     cutoffs: tuple[int, ...],
 ) -> dict[str, float]:
-    """Recall and NDCG at each cutoff over all users: the model is asked anew for this part alone."""
+    """Recall and NDCG at each cutoff over all users who took something: the model is asked for this part alone."""
     model.network.eval()
     lists: list[list[int]] = []
     for (x0,) in batches:
         scores = model.score(x0)
         scores[torch.from_numpy(seen[len(lists) : len(lists) + len(x0)])] = -np.inf
         lists.extend(torch.topk(scores, max(cutoffs)).indices.tolist())
+    judged = [(top, right) for top, right in zip(lists, truth, strict=True) if right]
     found = {}
     for k in cutoffs:
         recall = ndcg = 0.0
-        for top, right in zip(lists, truth, strict=True):
+        for top, right in judged:
             hits, gain, ideal = 0, 0.0, 0.0
             for place in range(k):
                 if top[place] in right:
@@ -195,6 +201,6 @@ def evaluate(
                 ideal += 1 / math.log2(place + 2)
             recall += hits / len(right)
             ndcg += gain / ideal
-        found[f"recall@{k}"] = recall / len(lists)
-        found[f"ndcg@{k}"] = ndcg / len(lists)
+        found[f"recall@{k}"] = recall / len(judged)
+        found[f"ndcg@{k}"] = ndcg / len(judged)
     return found

@@ -66,7 +66,8 @@ def load() -> tuple[dict[str, Any], Data]:
     """The split with its items in two clusters, and what it is."""
     name, split = row_data.load()
     how, labels = row_data.halves(split)
-    train = Queries.of(split.train, split.n_items, split.users.keys)
+    everyone = Queries.of(split.train, split.n_items, split.users.keys)
+    train = everyone.select(everyone.lengths.nonzero().squeeze(1))  # as the training stage does
     facts = {"data": name, "users": len(train), "items": train.n_items, "interactions": len(train.items)}
     return {**facts, "clusters": how}, Data(split, train, torch.from_numpy(labels))
 
@@ -131,6 +132,7 @@ def l_diffrec(data: Data) -> Case:
     model, plain = l_diffrec_of(data)
     steps, plain_steps = optimiser(model), optimiser(plain.network)
     rows = DenseSplit(data.split).rows
+    rows = rows[rows.any(axis=1)]
 
     def ours(count: int) -> None:
         train_steps(model, steps, islice(model.batches(data.train, USERS, torch.Generator().manual_seed(0)), count))
