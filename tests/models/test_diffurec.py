@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
+from noise2next.diffusion.step_sampler import StepSampler
 from noise2next.models.diffurec import DiffuRec
 
 ITEMS = 30
@@ -152,6 +153,31 @@ def test_every_prefix_is_a_sample() -> None:
     batches = list(net.batches(queries, 5, torch.Generator().manual_seed(0)))
     assert [len(one) for one in batches] == [5, 5, 2]
     assert max(int(one.lengths.max()) for one in batches) == 6 + 1
+
+
+class TestImportanceSampling(SequenceLaws):
+    model = TestDiffuRec.model
+    options: ClassVar = {**TestDiffuRec.options, "importance_sampling": True}
+    trainer = TestDiffuRec.trainer
+    tolerance = 1e-4
+
+
+def test_a_sample_counts_for_less_the_likelier_its_step_was() -> None:
+    net, told = model(importance_sampling=True), {}
+
+    class Told(StepSampler):
+        def forward(self, size: int) -> tuple[Tensor, Tensor]:
+            told["t"], told["divisor"] = torch.arange(size) % 4, torch.arange(1.0, size + 1)
+            return told["t"], told["divisor"]
+
+        def record(self, t: Tensor, losses: Tensor) -> None:
+            assert torch.equal(t, told["t"])
+            told["losses"] = losses
+
+    net.step_sampler = Told(4)
+    loss = net.loss(histories(3, 4, 5, 6, 2), "train", None)["cross_entropy"]
+    assert loss.item() == pytest.approx((told["losses"] / told["divisor"]).mean().item(), rel=1e-6)
+    assert told["losses"].std() > 0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noise2next.nn import losses
-from noise2next.nn.losses import gaussian_kl, multinomial_nll, softmax_cross_entropy
+from noise2next.nn.losses import gaussian_kl, multinomial_nll, softmax_cross_entropy, weighted_softmax_cross_entropy
 from noise2next.nn.sparse import SparseRows
 
 ROWS, ITEMS, SIZE = 150, 40, 6
@@ -38,6 +38,20 @@ def test_softmax_cross_entropy_and_its_gradients_are_those_of_torch(biased: bool
     leaves = [x.requires_grad_() for x in ((hidden, table, bias) if biased else (hidden, table))]
     found = softmax_cross_entropy(hidden, table, targets, bias if biased else None)
     expected = F.cross_entropy(F.linear(hidden, table, bias if biased else None), targets)
+    for one, other in zip(with_gradients(found, *leaves), with_gradients(expected, *leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_rows_count_as_their_weights_say_and_their_losses_are_told_without_them() -> None:
+    hidden, table, targets, bias = drawn()
+    leaves = [x.requires_grad_() for x in (hidden, table, bias)]
+    weights = torch.rand(ROWS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, losses = weighted_softmax_cross_entropy(hidden, table, targets, weights, bias)
+    each = F.cross_entropy(F.linear(hidden, table, bias), targets, reduction="none")
+    assert not losses.requires_grad
+    torch.testing.assert_close(losses, each.detach(), rtol=1e-12, atol=1e-14)
+    expected = (weights * each).mean()
     for one, other in zip(with_gradients(found, *leaves), with_gradients(expected, *leaves), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 

@@ -14,9 +14,10 @@ from noise2next.data.queries import Prefixes, Queries
 from noise2next.diffusion.noise import NormalTable, normals
 from noise2next.diffusion.process import GaussianDiffusion
 from noise2next.diffusion.schedule import EmbeddingSchedule, embedding_betas
+from noise2next.diffusion.step_sampler import StepSampler
 from noise2next.models.base import Clock, ModelConfig, Trainable
 from noise2next.nn.dropout import Dropout
-from noise2next.nn.losses import softmax_cross_entropy
+from noise2next.nn.losses import weighted_softmax_cross_entropy
 from noise2next.nn.packing import Packing
 from noise2next.nn.time_embedding import step_embedding
 from noise2next.nn.transformer import EncoderLayer
@@ -39,6 +40,7 @@ class DiffuRec(Trainable):
         max_length: PositiveInt = 50  # of a history
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
         embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+        importance_sampling: bool = False  # train more often on the steps that cost most; the authors' code never did
         mask_keys: bool = False  # False: as the authors' code, where items attend to the padding of a short history
         steps_at_inference: PositiveInt | None = None  # of the reverse chain; None: all T
 
@@ -56,9 +58,9 @@ class DiffuRec(Trainable):
         self.config = config
         self.n_items = n_items
         self.process = GaussianDiffusion(embedding_betas(config.schedule, config.steps))
-        self.items = nn.Embedding(
-            n_items + 1, config.embedding_size
-        )  # N(0, 1); the last row is the padding, learned as any other
+        self.step_sampler = StepSampler(config.steps) if config.importance_sampling else None
+        # N(0, 1); the last row is the padding, learned as any other
+        self.items = nn.Embedding(n_items + 1, config.embedding_size)
         self.normalise = nn.LayerNorm(config.embedding_size, eps=1e-12)
         self.tell_step = nn.Sequential(
             nn.Linear(config.embedding_size, 4 * config.embedding_size),
@@ -85,12 +87,19 @@ class DiffuRec(Trainable):
     def loss(self, batch: Queries, phase: str, clock: Clock) -> dict[str, Tensor]:
         history, target = batch.before_last()
         x0 = self.items(target)  # [B, H]
-        t = torch.randint(self.config.steps, (len(target),), device=x0.device)
+        if self.step_sampler is None:
+            t, weights = torch.randint(self.config.steps, (len(target),), device=x0.device), x0.new_ones(len(target))
+        else:
+            t, divisor = self.step_sampler(len(target))
+            weights = 1 / divisor
         x_t = self.process.add_noise(x0, t, torch.randn_like(x0))
         tokens, packing, padded = self._read(history)
         share = torch.randn_like(tokens).add_(1).mul_(self.config.uncertainty)  # lambda ~ N(delta, delta)
         restored = self._restore(tokens, packing, padded, x_t, t, share)
-        return {"cross_entropy": softmax_cross_entropy(restored, self.items.weight, target)}
+        mean, losses = weighted_softmax_cross_entropy(restored, self.items.weight, target, weights)
+        if self.step_sampler is not None:
+            self.step_sampler.record(t, losses)
+        return {"cross_entropy": mean}
 
     # --- the approximator (paper section 4.1) -------------------------------------------------------------------------
 

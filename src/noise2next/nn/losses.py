@@ -46,40 +46,58 @@ def softmax_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor, bias: 
     blocks of rows pass through one buffer, which yields their loss and their gradients in the same visit, so nothing
     is computed twice. Under autocast the products are bfloat16, softmax and sums float32. Once differentiable.
     """
+    return weighted_softmax_cross_entropy(hidden, table, targets, hidden.new_ones(()).expand(len(hidden)), bias)[0]
+
+
+def weighted_softmax_cross_entropy(
+    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`softmax_cross_entropy` with rows that count `weights` [n], and each row's own loss [n], without its weight.
+
+    The first alone is differentiable, and not in the weights.
+    """
     device = hidden.device.type
     products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _SoftmaxCrossEntropy.apply(hidden, table, targets, bias, products)  # type: ignore[no-untyped-call]
-    return loss
+        mean, losses = _SoftmaxCrossEntropy.apply(hidden, table, targets, weights, bias, products)  # type: ignore[no-untyped-call]
+    return mean, losses
 
 
 class _SoftmaxCrossEntropy(torch.autograd.Function):
     """With E = exp(logits - max) and S its row sums, dloss/dlogits = G / (S n), where G is E less S at the target.
 
     The division is left to the small matrices beside G: the gradient of `hidden` is (G table) / (S n), that of `table`
-    is G' (hidden / (S n)), that of `bias` G' (1 / (S n)). Rows that only round n up have no share in the mean.
+    is G' (hidden / (S n)), that of `bias` G' (1 / (S n)); weights go where 1 / n is. Rows that only round n up have
+    none.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None, products: torch.dtype
-    ) -> Tensor:
+        ctx: Any,
+        hidden: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        bias: Tensor | None,
+        products: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
         sums = torch.float64 if products == torch.float64 else torch.float32
-        n, loss = len(hidden), hidden.new_zeros((), dtype=sums)
-        hidden, targets = F.pad(hidden, (0, 0, 0, -n % _STEP)), F.pad(targets, (0, -n % _STEP))
-        share = (torch.arange(len(hidden), device=hidden.device) < n)[:, None].to(sums) / n  # of each row in the mean
+        n, spare = len(hidden), -len(hidden) % _STEP
+        hidden, targets = F.pad(hidden, (0, 0, 0, spare)), F.pad(targets, (0, spare))
+        share = F.pad(weights.to(sums) / n, (0, spare))[:, None]  # of each row in the mean
+        losses = hidden.new_empty(len(hidden), 1, dtype=sums)
         for_hidden, for_table, for_bias = (
             torch.zeros_like(x, dtype=sums) if x is not None and needed else None
             for x, needed in zip(
-                (hidden, table, bias), (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]), strict=True
+                (hidden, table, bias), (*ctx.needs_input_grad[:2], ctx.needs_input_grad[4]), strict=True
             )
         )
-        factors, weights = hidden.to(products), table.to(products)
+        factors, classes = hidden.to(products), table.to(products)
         rows = max(_FEWEST_ROWS, (_LOGITS_ON_CPU if hidden.is_cpu else _LOGITS_ON_GPU) // len(table) // _STEP * _STEP)
         buffer = factors.new_empty(min(rows, len(hidden)), len(table))
         for start in range(0, len(hidden), rows):
             factor, at = factors[start : start + rows], targets[start : start + rows, None]
-            product = torch.mm(factor, weights.T, out=buffer[: len(factor)])
+            product = torch.mm(factor, classes.T, out=buffer[: len(factor)])
             logits = product.to(sums)  # the same memory unless the products are bfloat16
             if bias is not None:
                 logits += bias
@@ -87,12 +105,12 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
             shares = logits.sub_(largest).exp_()
             total = shares.sum(dim=1, keepdim=True)
             slope, scale = shares.scatter_add_(1, at, -total), share[start : start + rows] / total
-            loss += ((total.log() + largest - right) * share[start : start + rows]).sum()
+            losses[start : start + rows] = total.log() + largest - right
             if for_bias is not None:
                 for_bias += (slope.T @ scale).squeeze(1)
             slope = product.copy_(slope) if products != sums else slope
             if for_hidden is not None:
-                torch.mul(slope @ weights, scale, out=for_hidden[start : start + rows])
+                torch.mul(slope @ classes, scale, out=for_hidden[start : start + rows])
             if for_table is not None:
                 scaled = (factor * scale).to(products)
                 if products == sums:
@@ -101,16 +119,18 @@ class _SoftmaxCrossEntropy(torch.autograd.Function):
                     for_table += slope.T @ scaled
         ctx.save_for_backward(None if for_hidden is None else for_hidden[:n], for_table, for_bias)
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, table, bias)]
-        return loss
+        mean, losses = (losses * share).sum(), losses[:n, 0]
+        ctx.mark_non_differentiable(losses)
+        return mean, losses
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         for_hidden, for_table, for_bias = (
             None if x is None else (gradient * x).to(dtype)
             for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return for_hidden, for_table, None, for_bias, None
+        return for_hidden, for_table, None, None, for_bias, None
 
 
 def multinomial_nll(logits: Tensor, target: SparseRows) -> Tensor:
