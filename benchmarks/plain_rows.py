@@ -70,7 +70,7 @@ class PlainLDiffRec:
         likelihood = (F.log_softmax(self.decoder(restored), dim=1) * rows).sum(dim=1).mean()
         divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(dim=1).mean()
         of_diffusion = max((1 - self.epochs / 500) * self.diffusion_weight, 0.005)
-        of_divergence = min(0.3, (self.batches + 1) / 200)
+        of_divergence = min(0.3, self.batches / 200)
         error = self.diffusion.error_of(z0, restored, t, divisor)
         return of_diffusion * error - likelihood + of_divergence * divergence
 

@@ -212,6 +212,7 @@ def light_gcn(data: Data) -> Case:
         of.layers,
         of.decay,
     )
+    model.begin_training(train)
     histories = [one.tolist() for one in torch.tensor_split(train.items, train.indptr[1:-1])]
     steps, plain_steps = optimiser(model), optimiser(plain)
 

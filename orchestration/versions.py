@@ -13,7 +13,14 @@ from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, Workspace, read_json
 
 SOURCE = Path(noise2next.__file__).parent
-TABLES = ("data/interactions.py", "data/noise.py", "data/queries.py", "data/vocabulary.py", "data/weighting.py")
+TABLES = (
+    "data/interactions.py",
+    "data/negatives.py",
+    "data/noise.py",
+    "data/queries.py",
+    "data/vocabulary.py",
+    "data/weighting.py",
+)
 MODELS = ("models", "diffusion", "nn")
 JUDGE = ("evaluation/evaluator.py", "evaluation/metrics.py", "evaluation/ranking.py")  # it chooses the best epoch
 TRAIN = (*TABLES, *MODELS, "training", *JUDGE, "stages/train.py")

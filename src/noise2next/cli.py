@@ -547,6 +547,9 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
+_WIDE = 100  # characters, from which on the leaderboard has room for more than its main metric
+
+
 def _print_leaderboard(report: Any) -> None:
     """Rows best first on test, the one that validation chose in bold; the main metric with its interval."""
     mask = "seen items left out" if report.mask_seen else "seen items stay in"
@@ -556,7 +559,8 @@ def _print_leaderboard(report: Any) -> None:
         highlight=False,
     )
     main = report.main_metric
-    beside = [name for name in ("ndcg@20", "mrr@20") if name != main and name in report.rows[0].metrics]
+    room = ("ndcg@20", "mrr@20") if Console().width >= _WIDE else ()
+    beside = [name for name in room if name != main and name in report.rows[0].metrics]
     table = Table("", "variant", main, *beside, "coverage@20", "train s", box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True

@@ -22,7 +22,7 @@ from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import judge
 from noise2next.models.artifact import Artifact, ModelCard
-from noise2next.models.base import Recommender, Trainable, build, model_class, model_config
+from noise2next.models.base import Clock, Recommender, Trainable, build, model_class, model_config
 from noise2next.models.popularity import MostPop
 from noise2next.training import checkpoint
 from noise2next.training.fit import fit
@@ -105,15 +105,20 @@ class RecommenderLaws:
     plant: ClassVar[Callable[[], Split]] = staticmethod(planted)
     item_clusters: ClassVar[torch.Tensor] = torch.arange(ITEMS) % 2  # for models that are built from such labels
 
-    def train(self, split: Split, folder: Any, seed: int = 3, **changes: Any) -> Recommender:
-        """`changes` are the trainer's."""
-        torch.manual_seed(seed)
-        train = queries_of(split)
+    def build(self, split: Split) -> Recommender:
         variant = Variant(name="laws", model=self.model, options=self.options)
-        model = build(variant, split.n_items, {"user_keys": train.keys, "item_clusters": self.item_clusters})
+        inputs = {"user_keys": split.users.keys, "item_clusters": self.item_clusters}
+        return build(variant, split.n_items, {name: torch.as_tensor(value) for name, value in inputs.items()})
+
+    def train(
+        self, split: Split, folder: Any, seed: int = 3, budget: float | None = None, **changes: Any
+    ) -> Recommender:
+        """`budget` in seconds; `changes` are the trainer's."""
+        torch.manual_seed(seed)
+        model = self.build(split)
         fit(
             model,
-            train,
+            queries_of(split),
             self.trainer.model_copy(update=changes),
             validate=lambda one: judge(one, split, UniformWeights(), ["valid"], EVALUATION, "cpu")["valid"].means(),
             checkpoint=folder / "checkpoint",
@@ -121,6 +126,7 @@ class RecommenderLaws:
             device=torch.device("cpu"),
             on_epoch=lambda epoch, values: None,
             progress=False,
+            budget_seconds=budget,
         )
         return model
 
@@ -188,6 +194,32 @@ class RecommenderLaws:
         resumed = self.train(split, tmp_path / "stopped", **short)
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
+
+    def test_a_run_killed_after_its_budget_is_judged_as_if_it_had_not_been(self, split: Split, tmp_path: Any) -> None:
+        """The checkpoint is there, the model not yet: the next process judges without another batch."""
+        if not issubclass(model_class(self.model), Trainable):
+            pytest.skip("learned in one pass")
+        sparing = {"epochs": 9, "evaluate_every": 5}
+        first, again = (self.train(split, tmp_path, budget=0.0, **sparing) for _ in range(2))
+        for name, value in first.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
+
+    def test_it_trains_on_bfloat16_products(self, split: Split) -> None:
+        if not issubclass(model_class(self.model), Trainable):
+            pytest.skip("learned in one pass")
+        model, train = self.build(split), queries_of(split)
+        assert isinstance(model, Trainable)
+        model.begin_training(train)
+        batch = next(iter(model.batches(train, 40, torch.Generator().manual_seed(0))))
+        for phase in model.phases:
+            with torch.autocast("cpu", torch.bfloat16):
+                terms = model.loss(batch, phase, Clock())
+            assert {term.dtype for term in terms.values()} == {torch.float32}
+            model.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            moved = [one.grad for one in model.parameters() if one.grad is not None]
+            assert moved
+            assert all(gradient.isfinite().all() for gradient in moved)
 
     def test_a_saved_model_comes_back_with_the_same_scores(
         self, fitted: Recommender, split: Split, tmp_path: Any

@@ -257,12 +257,15 @@ def test_order_matters() -> None:
 def test_one_step_is_the_beginning_of_the_chain_and_the_chain_ends_in_its_last() -> None:
     made, asked = model(), queries()
     assert isinstance(made, HasDenoising)
-    chain = list(made.denoising(asked))
+    ((first, alone),) = made.denoising(asked)
+    whole = model(chain=True)
+    chain = list(whole.denoising(asked))
     assert [step for step, _ in chain] == list(reversed(range(12)))
+    assert first == 11
+    np.testing.assert_allclose(made.score(asked), alone, atol=1e-6)
     np.testing.assert_allclose(made.score(asked), chain[0][1], atol=1e-6)
-    whole = model(chain=True).score(asked)
-    np.testing.assert_allclose(whole, chain[-1][1], atol=1e-6)
-    assert not torch.allclose(whole, chain[0][1], atol=1e-3)
+    np.testing.assert_allclose(whole.score(asked), chain[-1][1], atol=1e-6)
+    assert not torch.allclose(chain[-1][1], chain[0][1], atol=1e-3)
 
 
 def test_the_chain_of_a_perfect_estimate_ends_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

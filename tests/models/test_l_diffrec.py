@@ -116,7 +116,7 @@ def test_scores_are_those_of_the_plain_form(options):
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_losses_and_gradients_are_those_of_the_plain_form(options, monkeypatch):
     made, asked = model(**options).train(), queries(24, WIDE)
-    plain, clock = Plain(made), Clock(epoch=100, batch=29)
+    plain, clock = Plain(made), Clock(epoch=100, batch=30)
     once = asked.folded()
     kept = 1.25 * torch.randint(0, 2, (len(once.items),))
     dropped = torch.zeros(24, WIDE, dtype=torch.float64)
@@ -265,8 +265,8 @@ def test_lambda_falls_by_epochs_and_the_divergence_grows_by_batches():
     made = model(diffusion_weight=0.03)
     for epoch, expected in ((0, 0.03), (10, 0.0294), (100, 0.024), (417, 0.005), (1000, 0.005)):
         assert made.weights_at(Clock(epoch=epoch))[0] == pytest.approx(expected)
-    for finished, expected in ((1, 0.005), (30, 0.15), (60, 0.3), (61, 0.3), (9000, 0.3)):
-        assert made.weights_at(Clock(batch=finished - 1))[1] == pytest.approx(expected)
+    for finished, expected in ((0, 0.0), (1, 0.005), (30, 0.15), (60, 0.3), (61, 0.3), (9000, 0.3)):
+        assert made.weights_at(Clock(batch=finished))[1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(5e-4, 5e-4), (None, 1e-3)])

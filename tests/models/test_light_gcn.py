@@ -47,9 +47,9 @@ def model(train: Queries, **options) -> LightGCN:
 
 
 def with_graph(train: Queries, **options) -> LightGCN:
-    """As training leaves it: the graph is made with the epoch's first batch."""
+    """As it is once training has begun."""
     made = model(train, **options)
-    next(made.batches(train, 8, epoch_order(1, 0)))
+    made.begin_training(train)
     return made
 
 
@@ -110,7 +110,7 @@ def test_linked_knows_every_pair():
 
 def test_an_epoch_draws_as_many_preferences_as_there_are_interactions():
     train = random_histories()
-    made = model(train)
+    made = with_graph(train)
     batches = list(made.batches(train, 50, epoch_order(1, 0)))
     assert made.samples(train) == len(train.items) == sum(len(one) for one in batches)
     assert {len(one) for one in batches[:-1]} == {50}
@@ -121,7 +121,7 @@ def test_each_row_is_an_item_that_the_user_has_taken_and_one_that_he_has_not():
     taken = {
         int(key): set(row.nonzero().flatten().tolist()) for key, row in zip(train.keys, train.multi_hot(), strict=True)
     }
-    for batch in model(train).batches(train, 50, epoch_order(1, 0)):
+    for batch in with_graph(train).batches(train, 50, epoch_order(1, 0)):
         for key, (yes, no) in zip(batch.keys.tolist(), batch.items.view(-1, 2).tolist(), strict=True):
             assert yes in taken[key]
             assert no not in taken[key]
@@ -140,16 +140,16 @@ def test_users_and_each_side_of_a_preference_are_drawn_alike():
 
 def test_who_has_taken_everything_is_not_drawn():
     train = histories([[0, 1, 2], [1]], 3, keys=[5, 6])
-    assert all((batch.keys == 6).all() for batch in model(train).batches(train, 2, epoch_order(1, 0)))
+    assert all((batch.keys == 6).all() for batch in with_graph(train).batches(train, 2, epoch_order(1, 0)))
     nothing_left = histories([[0, 1, 2], [0, 1, 2]], 3)
     with pytest.raises(UserError, match="no preference"):
-        next(model(nothing_left).batches(nothing_left, 2, epoch_order(1, 0)))
+        model(nothing_left).begin_training(nothing_left)
 
 
 def test_batches_draw_from_their_own_generator_alone():
     """Resuming passes over the finished batches of an epoch."""
     train, drawn = random_histories(), []
-    made = model(train)
+    made = with_graph(train)
     for _ in range(2):
         before = torch.get_rng_state()
         drawn.append(torch.cat([one.items for one in made.batches(train, 50, epoch_order(1, 4))]))
@@ -193,7 +193,7 @@ def test_a_run_stopped_after_any_batch_resumes_to_the_same_bytes(tmp_path, monke
 
 def test_the_loss_is_bpr_with_the_norms_of_the_vectors_before_they_spread():
     train = random_histories()
-    made = model(train, decay=0.3, layers=2, embedding_size=8)
+    made = with_graph(train, decay=0.3, layers=2, embedding_size=8)
     batch = next(made.batches(train, 20, epoch_order(1, 0)))
     terms = made.loss(batch, "train", Clock())
     mean = dense_mean(train, made.users.double(), made.items.double(), 2)

@@ -1,6 +1,7 @@
 """A search over settings: on validation alone, each trial once, and its best in params.yaml with the comments kept."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -12,9 +13,11 @@ from noise2next.config import Settings, load_params
 from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import Diverged, UserError
 from noise2next.stages import tune
+from noise2next.stages.tables import load_table, table_names
 from noise2next.workspace import Workspace, read_json, write_json, writing
 
 USERS, ITEMS = 60, 20
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(device="cpu")
 PARAMS = """# whose shop this is
 datasets:
@@ -65,6 +68,21 @@ def space(tmp_path):
         Vocabulary(tuple(f"i{item}" for item in range(ITEMS))).save(folder / "items.parquet")
         write_json(folder / "report.json", {"data_version": "v1"})
     return made
+
+
+def _entries():
+    """Every (where, variant) of params.yaml and of the tables that says what to search."""
+    found = [("params.yaml", one) for one in load_params(ROOT / "params.yaml").variants.values()]
+    found += [(name, one) for name in table_names() for one in load_table(name).entries.values()]
+    return [pytest.param(one, id=f"{where}:{one.name}") for where, one in found if one.search]
+
+
+@pytest.mark.parametrize("variant", _entries())
+def test_what_we_say_to_search_is_there_to_be_searched(variant):
+    tune._check(variant, variant.search)
+    for key, values in variant.search.items():
+        fitting = [tune._candidate(variant, {key: value}) is not None for value in values]
+        assert sum(fitting) > 1 or len(values) == 1, key
 
 
 def search(space, variant="diffrec", trials=4, seed=1):

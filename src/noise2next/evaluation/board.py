@@ -128,18 +128,18 @@ def _simple_ahead(
     metric: str,
     confidence: float,
 ) -> list[str]:
-    """A sentence for each learned model that the best simple one is ahead of."""
+    """A sentence of all learned models that the best simple one is ahead of."""
     best = next((at for at, entry in enumerate(ranked) if entry.simple), None)
     if best is None:
         return []
     behind = [at for at in range(best + 1, len(ranked)) if not ranked[at].simple]
-    name = ranked[best].evaluation.variant
+    if not behind:
+        return []
     gaps = intervals(values[:, [best]] - values[:, behind], resampled[:, [best]] - resampled[:, behind], confidence)
-    return [
-        f"{name}, a simple baseline, is ahead of {ranked[at].evaluation.variant} "
-        f"on test {metric} by {_said(gap, confidence)}"
-        for at, gap in zip(behind, gaps, strict=True)
+    each = [
+        f"{ranked[at].evaluation.variant} by {_said(gap, confidence)}" for at, gap in zip(behind, gaps, strict=True)
     ]
+    return [f"{ranked[best].evaluation.variant}, a simple baseline, is ahead on test {metric} of {'; '.join(each)}"]
 
 
 def _not_the_best(
@@ -156,7 +156,7 @@ def _not_the_best(
 
 
 def _said(gap: Interval, confidence: float) -> str:
-    sure = "" if gap.low > 0 else "; that may be chance"
+    sure = "" if gap.low > 0 else ", which may be chance"
     return f"{gap.mean:.4f} ({confidence:.0%} interval {gap.low:.4f} to {gap.high:.4f}{sure})"
 
 
@@ -167,12 +167,17 @@ def _of_one_seed(entries: Sequence[Entry]) -> list[str]:
 
 
 def _noised(ranked: Sequence[Entry]) -> list[str]:
-    """A sentence for each row that stands for an experiment."""
-    return [
-        f"{entry.evaluation.variant} reads false positives at random, {entry.evaluation.noise.share:.0%} of a user's "
-        "real interactions, in training and when it is judged"
+    """A sentence of all rows that stand for an experiment."""
+    noised = [
+        f"{entry.evaluation.variant} {entry.evaluation.noise.share:.0%}"
         for entry in ranked
         if entry.evaluation.noise is not None
+    ]
+    if not noised:
+        return []
+    return [
+        "some rows read false positives at random, in training and when they are judged; in share of a user's real "
+        f"interactions: {', '.join(noised)}"
     ]
 
 

@@ -87,6 +87,9 @@ class Trainable(Recommender):
         """How many rows the batches of one epoch have in all."""
         return len(train)
 
+    def begin_training(self, train: Queries) -> None:
+        """Called once in each process that trains or resumes, before anything else: the place to prepare `train`."""
+
     def batches(self, train: Queries, size: int, order: torch.Generator) -> Iterator[Queries]:
         """One epoch: every user once in random order, the last batch may be smaller. `order` lives on the CPU."""
         users = torch.randperm(len(train), generator=order).to(train.device)
@@ -109,7 +112,7 @@ class HasDenoising(Protocol):
     def denoising(self, queries: Queries) -> Iterator[tuple[int, Tensor]]:
         """The reverse chain of `score`, step by step: pairs of a step and scores [B, I] float32, without gradients.
 
-        Steps are the process's own, from 0, and fall strictly: the noisiest that the chain visits comes first, 0 last.
+        Steps are the process's own, from 0, and fall strictly: the noisiest that the chain visits comes first.
         The scores at step t are those of the clean value that the model predicts from x_t, the state that the chain
         enters step t with, read as scores in the same way as the final one. The draws are those of `score`, from
         (scoring_seed, queries.keys[b]) alone, so the last scores are `score(queries)` to rounding. Seen items are not

@@ -149,9 +149,10 @@ class DNR(Trainable):
 
     @torch.no_grad()
     def denoising(self, queries: Queries) -> Iterator[tuple[int, Tensor]]:
-        """The whole chain, also where `score` takes its first step alone: the first pair then has its scores."""
+        """The steps that `score` takes: one, or with `chain` all."""
         estimates = self._estimates(self._asked(queries), range(self.config.seeds))
-        yield from zip(reversed(range(self.config.steps)), map(self._logits, estimates), strict=True)
+        steps = reversed(range(self.config.steps)) if self.config.chain else (self.config.steps - 1,)
+        yield from zip(steps, map(self._logits, estimates), strict=False)
 
     @torch.no_grad()
     def restore(self, queries: Queries, draws: Sequence[int]) -> Tensor:

@@ -135,9 +135,9 @@ class LDiffRec(Trainable):
         }
 
     def weights_at(self, clock: Clock) -> tuple[float, float]:
-        """Lambda, which falls over 500 epochs, and what the KL counts, which grows for 60 batches."""
+        """Lambda, which falls over 500 epochs, and what the KL counts, which grows from 0 for 60 batches."""
         of_diffusion = max((1 - clock.epoch / 500) * self.config.diffusion_weight, 0.005)
-        return of_diffusion, min(0.3, (clock.batch + 1) / 200)
+        return of_diffusion, min(0.3, clock.batch / 200)
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 

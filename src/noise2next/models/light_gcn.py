@@ -53,17 +53,21 @@ class LightGCN(Trainable):
         """As many draws an epoch as there are interactions."""
         return len(train.items)
 
+    def begin_training(self, train: Queries) -> None:
+        """Lay out the graph, which judging needs too. Raises UserError where every user has taken every item."""
+        once = train.folded()
+        if int(once.lengths.min()) == train.n_items:
+            raise UserError("every user has taken every item: there is no preference to learn")
+        self._graph = BipartiteGraph(once.indptr, once.items, train.n_items)
+
     def batches(self, train: Queries, size: int, order: torch.Generator) -> Iterator[Queries]:
         """One epoch of preferences: a row is an item that the user has taken, then one that he has not.
 
         Users are drawn alike, whatever the lengths of their histories, as in the authors' code.
         """
-        once = train.folded()
-        if int(once.lengths.min()) == train.n_items:
-            raise UserError("every user has taken every item: there is no preference to learn")
-        self._graph = graph = BipartiteGraph(once.indptr, once.items, train.n_items)
+        assert self._graph is not None
         for start in range(0, self.samples(train), size):
-            users, taken, others = graph.preferences(min(size, self.samples(train) - start), order)
+            users, taken, others = self._graph.preferences(min(size, self.samples(train) - start), order)
             rows = torch.stack([taken, others], dim=1)
             indptr = torch.arange(0, rows.numel() + 1, 2, device=train.device)
             ones = torch.ones(rows.numel(), device=train.device)

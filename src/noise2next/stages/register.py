@@ -88,7 +88,10 @@ def _candidates(params: Params, space: Workspace, metric: str) -> tuple[dict[str
     dataset, data_version = params.dataset(space.dataset), current_data_version(space)
     scores: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    for name in params.variants:
+    for name, variant in params.variants.items():
+        if variant.noise is not None:
+            left_out[name] = "it is an experiment with noise in what it reads"
+            continue
         if not (space.evaluation(name) / MANIFEST).is_file():
             left_out[name] = "it has not been evaluated"
             continue

@@ -144,7 +144,7 @@ def ready(
     _prepared(table, place, official_file(table, settings, data), seed)
     space = place.space(seed, table.dataset_name)
     if variant in table.latent_variants:
-        _cluster(table.params(seed), space, settings, place, seed, None, False)
+        _cluster(table.params(seed), space, settings, place, seed, False)
     return space
 
 
@@ -199,7 +199,7 @@ def _finish(
             return
         params, space = table.params(seed), place.space(seed, table.dataset_name)
         if _entry_of_embeddings(table, name) is not None:
-            _cluster(params, space, settings, place, seed, budget, progress)
+            _cluster(params, space, settings, place, seed, progress)
         trained = train.run(params, space, settings, name, progress, budget)
         judged = evaluate.run(params, space, settings, name)
         began = time.monotonic()
@@ -232,7 +232,7 @@ def _finish(
             precision=trained.precision,
             threads=torch.get_num_threads(),
             torch=torch.__version__,
-            code_version=code_version(),
+            code_version=judged.code_version,
         )
         write_json(place.runs / f"{key}.json", record.model_dump(mode="json"))
     log.info("%s: %s under seed %d: test %s %.4f", table.name, name, seed, table.main, record.test[table.main])
@@ -244,12 +244,11 @@ def _cluster(
     settings: Settings,
     place: Reproduction,
     seed: int,
-    budget: float | None,
     progress: bool,
 ) -> None:
-    """Item clusters in the seed's workspace, from the item embeddings of its own LightGCN."""
+    """Item clusters in the seed's workspace, from the item embeddings of its own LightGCN, which no budget ends."""
     with alone(place.lock(EMBEDDED, seed), f"run of {EMBEDDED} under seed {seed}"):
-        train.run(params, space, settings, EMBEDDED, progress, budget)
+        train.run(params, space, settings, EMBEDDED, progress)
         embed.run(params, space)
         cluster.run(params, space)
 
@@ -260,7 +259,10 @@ def _with_unmasked(users: pa.Table, table: Table, space: Workspace, settings: Se
     dataset = params.dataset(space.dataset)
     artifact = Artifact.load(space.model(name), device)
     split = Split.load(space.prepared, dataset.split, dataset.has_clock)
-    found = judge(artifact.model, split, artifact.card.variant.weighting, ["test"], params.evaluation, device)["test"]
+    card, model = artifact.card, artifact.model
+    found = judge(
+        model, split, card.variant.weighting, ["test"], params.evaluation, device, card.variant.noise, card.seed
+    )["test"]
     if len(found.users) != len(users):
         raise ValueError("a ranking with and without mask is of the same users")
     for metric, values in found.per_user.items():

@@ -85,6 +85,7 @@ class Trainer:
         there is a terminal; elsewhere each epoch is a line of the log. Raises UserError for a loss that is not finite
         and for a metric that validation does not know.
         """
+        self.model.begin_training(self.train)
         self._resume()
         for record in self.at.curve:
             on_epoch(record.epoch, record.values())
@@ -164,10 +165,11 @@ class Trainer:
         for phase in self.model.phases:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                 terms = self.model.loss(batch, phase, clock)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + self._finite(name, float(value.detach()))
+            losses = torch.stack(list(terms.values()))
+            for name, value in zip(terms, losses.tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + self._finite(name, value)
             self.model.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            losses.sum().backward()  # type: ignore[no-untyped-call]
             self.optimisers[phase].step()
         self._move(batch=self.at.batch + 1, batches=self.at.batches + 1, sums=sums)
 
