@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -184,6 +185,17 @@ def test_dvc_and_dagster_watch_the_same_code(pipeline):
         deps = entry.get("do", entry)["deps"]
         code = {one.removeprefix("src/noise2next/") for one in deps if one.startswith("src/")}
         assert code == set(versions.CODE[stage])
+
+
+def test_all_of_data_that_models_import_is_watched():
+    found = {
+        f"data/{name}.py"
+        for path in (versions.SOURCE / "models").glob("*.py")
+        for name in re.findall(r"from noise2next\.data\.(\w+) import", path.read_text())
+    }
+    assert found
+    assert found <= set(versions.TRAIN)
+    assert found <= set(versions.EVALUATE)
 
 
 def test_dvc_waits_where_dagster_waits(pipeline):

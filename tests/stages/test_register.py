@@ -91,6 +91,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) ->
                 "faint": {"model": knn, "options": {"neighbours": 1}},
                 "ease": {"model": ease, "options": {"l2": 50}},
                 "twin": {"model": ease, "options": {"l2": 51}},
+                "noised": {"model": ease, "options": {"l2": 50}, "noise": {"share": 0.01}},
             },
             "trainer": {"metric": "recall@5"},
             "evaluation": {"cutoffs": [5], "bootstrap_samples": 100},
@@ -256,6 +257,12 @@ def test_the_alias_moves_only_over_the_champion_that_was_compared(world: World):
 def test_without_an_evaluation_there_is_nothing_to_register(world: World):
     with pytest.raises(UserError, match="no variant can be registered"):
         register.run(world.params, world.space, world.settings)
+
+
+def test_an_experiment_with_noise_is_never_offered(world: World):
+    report = world.offer("faint", "noised")
+    assert report.chosen == "faint"
+    assert "noise" in report.left_out["noised"]
 
 
 def test_a_policy_with_an_unknown_key_stops_before_the_registry_is_touched(world: World):

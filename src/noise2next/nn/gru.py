@@ -25,5 +25,5 @@ def gru_states(gru: nn.GRU, tokens: Tensor, packing: Packing) -> Tensor:
     place = packing.lengths[packing.rows] - 1 - packing.age
     order = (place * packing.size + rank[packing.rows]).argsort()
     with torch.autocast(tokens.device.type, enabled=False):  # cuDNN's would be float16, whatever was asked for
-        states, _ = gru(PackedSequence(tokens[order].to(gru.weight_ih_l0.dtype), torch.bincount(place).cpu()))
+        states, _ = gru(PackedSequence(tokens[order].to(next(gru.parameters()).dtype), torch.bincount(place).cpu()))
     return torch.empty_like(states.data).index_copy(0, order, states.data)

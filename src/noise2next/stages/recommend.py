@@ -203,8 +203,8 @@ def _answer(
     if not opened.package.artifact.model.stochastic:
         raise UserError(
             f"--draws: {opened.source.variant} of {opened.source.dataset} does not draw, so every draw would be the "
-            "same list; leave --draws out, or name with --variant one that draws, as a DiffRec with the option "
-            "sampling_noise: true or sampling_steps above 0"
+            "same list; leave --draws out, or name with --variant one that draws: diffurec, dnr, or a DiffRec with the "
+            "option sampling_noise: true or sampling_steps above 0"
         )
     (drawn,) = opened.package.draw(questions, k, draws, opened.exclude_seen)
     return DrawnReport(**drawn.model_dump(), names=opened.said(drawn.items), draws=draws, **whence)

@@ -51,6 +51,7 @@ class Tried(Frozen):
     epochs: int
     best_epoch: int
     seconds: float
+    code_version: str
 
 
 class TuneReport(Frozen):
@@ -99,9 +100,9 @@ def for_table(
             "trials": [one.model_dump(mode="json") for one in tried],
             "seed": seed,
             "data_version": evaluate.current_data_version(space),
-            "code_version": code_version(),
         }
-        document = {"table": table.name, "metric": params.trainer.metric, "variants": {**known, variant: mine}}
+        metric = params.trainer_for(params.variant(variant, space.dataset)).metric
+        document = {"table": table.name, "metric": metric, "variants": {**known, variant: mine}}
         write_json(path, document)
     return _report(params, space, variant, tried, changed, str(path))
 
@@ -113,6 +114,7 @@ def search(params: Params, space: Workspace, settings: Settings, variant: str, t
     it had not been. Test data are not read.
     """
     base = params.variant(variant, space.dataset)
+    trainer = params.trainer_for(base)
     choices = params.variants[variant].search
     _check(base, choices)
     if (reason := why_refused(params, space, variant)) is not None:
@@ -123,7 +125,7 @@ def search(params: Params, space: Workspace, settings: Settings, variant: str, t
     place = space.tuning(variant)
     with alone(place.with_suffix(".lock"), f"tune of {variant}"):
         stored = _stored(params, space, place, base, choices)
-        study = _in_memory(stored, params.trainer.evaluate_every)
+        study = _in_memory(stored, trainer.evaluate_every)
         while (count := len(_finished(study))) < trials:
             drawn = _draw(study, base, choices, params.seed, count)
             if drawn is None:
@@ -133,7 +135,7 @@ def search(params: Params, space: Workspace, settings: Settings, variant: str, t
             _try(study, trial, params, space, candidate, split, device)
             last = _finished(study)[-1]
             stored.add_trial(last)
-            log.info("%s: trial %d of %d, %s", variant, count + 1, trials, _told(_tried(last), params.trainer.metric))
+            log.info("%s: trial %d of %d, %s", variant, count + 1, trials, _told(_tried(last), trainer.metric))
         tried = [_tried(one) for one in _finished(study)]
     return sorted(tried, key=lambda one: (one.valid is None, -(one.valid or 0)))
 
@@ -255,6 +257,7 @@ def _try(
     patience = min(trainer.patience, PATIENCE * trainer.evaluate_every)
     trainer = trainer.model_copy(update={"patience": patience})
     heard = f"valid_{trainer.metric}"
+    trial.set_user_attr("code_version", code_version())
 
     def on_epoch(epoch: int, values: dict[str, float]) -> None:
         trial.set_user_attr("epochs", epoch)
@@ -294,6 +297,7 @@ def _tried(trial: FrozenTrial) -> Tried:
         epochs=known.get("epochs", 0),
         best_epoch=known.get("best_epoch", best_so_far),
         seconds=known.get("seconds", 0.0),
+        code_version=known["code_version"],
     )
 
 
@@ -346,7 +350,7 @@ def _report(
     return TuneReport(
         dataset=space.dataset,
         variant=variant,
-        metric=params.trainer.metric,
+        metric=params.trainer_for(params.variant(variant, space.dataset)).metric,
         trials=len(tried),
         pruned=sum(one.state == "pruned" for one in tried),
         diverged=sum(one.state == "diverged" for one in tried),
