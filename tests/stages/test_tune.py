@@ -126,6 +126,13 @@ def test_finished_trials_are_not_repeated_and_more_are_added(space, begun):
     assert [one for one in more if one in first] == first
 
 
+def test_the_variants_own_settings_are_tried_first_where_they_lie_in_the_space(space, begun):
+    text = space.params.read_text()
+    space.params.write_text(text.replace("options: {l2: 3} ", "options: {l2: 1000} "))
+    assert [one.settings for one in search(space, "ease", 1)] == [{"options.l2": 1000}]
+    assert {"options.l2": 1000} in [one.settings for one in search(space, "ease", 3)]
+
+
 def test_a_space_that_is_exhausted_ends_the_search(space, begun, caplog):
     tried = search(space, "ease", 9)
     assert sorted(one.settings["options.l2"] for one in tried) == [1, 10, 100, 1000, 10000]

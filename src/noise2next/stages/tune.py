@@ -25,7 +25,7 @@ from noise2next.config import Frozen, Params, Settings, TrainerConfig, Variant, 
 from noise2next.data.interactions import Split
 from noise2next.errors import Diverged, UserError
 from noise2next.models.artifact import code_version
-from noise2next.models.base import model_class
+from noise2next.models.base import model_class, model_config
 from noise2next.stages import datasets, evaluate, reproduce
 from noise2next.stages.refused import why_refused
 from noise2next.stages.tables import Table
@@ -110,8 +110,9 @@ def for_table(
 def search(params: Params, space: Workspace, settings: Settings, variant: str, trials: int) -> list[Tried]:
     """Try settings of `search` until there are `trials` finished ones; all of them, best first.
 
-    Which settings come next is decided by the seed and by the trials before, so a search that was killed goes on as if
-    it had not been. Test data are not read.
+    The variant's own settings come first where they lie in the space, so that a search ends no worse than it began.
+    Which come next is decided by the seed and by the trials before, so a search that was killed goes on as if it had
+    not been. Test data are not read.
     """
     base = params.variant(variant, space.dataset)
     trainer = params.trainer_for(base)
@@ -126,7 +127,10 @@ def search(params: Params, space: Workspace, settings: Settings, variant: str, t
     with alone(place.with_suffix(".lock"), f"tune of {variant}"):
         stored = _stored(params, space, place, base, choices)
         study = _in_memory(stored, trainer.evaluate_every)
+        own = _own(base, trainer, choices)
         while (count := len(_finished(study))) < trials:
+            if own is not None and not count:
+                study.enqueue_trial(own)
             drawn = _draw(study, base, choices, params.seed, count)
             if drawn is None:
                 log.warning("%s: %s has no settings left to try after %d trials", space.dataset, variant, count)
@@ -180,6 +184,23 @@ def _candidate(base: Variant, values: Mapping[str, Any]) -> Variant | None:
     except ValidationError:
         return None
     return candidate
+
+
+def _own(base: Variant, trainer: TrainerConfig, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, str] | None:
+    """The variant's own settings as Optuna keeps them; None where one of them is not among its choices."""
+    tree = {
+        "options": model_config(base.model, base.options).model_dump(mode="json"),
+        "trainer": trainer.model_dump(mode="json"),
+        "weighting": base.weighting.model_dump(mode="json"),
+    }
+    own = {}
+    for key, some in choices.items():
+        part, _, name = key.partition(".")
+        texts = [json.dumps(one) for one in some if json.loads(json.dumps(one)) == tree[part][name]]
+        if not texts:
+            return None
+        own[key] = texts[0]
+    return own
 
 
 def _draw(
