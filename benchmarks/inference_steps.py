@@ -96,8 +96,8 @@ def main() -> None:
             *rows,
             "",
             "The steps that are taken are spread evenly over the chain; the last column compares lists of equal draws.",
-            f"The noised vector enters each token times lambda ~ N({share}, {share}), next to an item vector of length "
-            "one a number:",
+            f"The noised vector enters each token times lambda ~ N({share}, {share}), beside a layer-normalised item "
+            "vector:",
             "what is restored hardly depends on it, nor on how often it is restored.",
             "",
         ]
