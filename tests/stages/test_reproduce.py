@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -182,6 +183,68 @@ def test_another_setting_is_another_run_and_the_old_one_leaves_the_table(table, 
     rows = document(settings)["rows"]
     assert [row["variant"] for row in rows] == ["most_pop", "ease"]
     assert rows[1]["mean"] != before
+
+
+@pytest.fixture
+def elsewhere(settings):
+    """Another machine, that has the page and none of the runs."""
+
+    def move():
+        other = settings.model_copy(update={"root": settings.root.with_name("elsewhere")})
+        shutil.copytree(settings.root / "docs", other.root / "docs")
+        return other
+
+    return move
+
+
+def test_rows_of_another_machine_stay_on_the_page(table, settings, data, untracked, elsewhere):
+    reproduce.run(table, settings, data)
+    whole, other = document(settings), elsewhere()
+    reproduce.run(table, other, data, ["most_pop"])
+    assert untracked[-1] == ("most_pop", 1)
+    there = document(other)
+    assert there["rows"][1:] == whole["rows"][1:]
+    assert there["ahead"] == whole["ahead"]
+    assert all(f"\n| {name} |" in page(other) for name in table.rows)
+
+
+def test_what_cannot_be_paired_is_told_without_an_interval(table, settings, data, elsewhere):
+    reproduce.run(table, settings, data, ["most_pop", "ease"])
+    other = elsewhere()
+    reproduce.run(table, other, data, ["diffrec"])
+    (ahead,) = document(other)["ahead"]
+    assert (ahead["simple"], ahead["learned"], ahead["low"]) == ("ease", "diffrec", None)
+    assert "recall@5 (judged on different machines, so not paired)" in page(other)
+
+
+def test_a_row_of_another_machine_gives_way_to_as_much_training(table, settings, data, elsewhere):
+    reproduce.run(table, settings, data, ["diffrec"])
+    other = elsewhere()
+    reproduce.run(table, other, data, ["diffrec"], seeds=1)
+    assert document(other)["rows"][0] == document(settings)["rows"][0]  # two seeds say more than one
+    reproduce.run(table, other, data, ["diffrec"], budget_minutes=0)
+    assert document(other)["rows"][0]["epochs"] == 3  # seed 2 stopped after the first epoch
+    reproduce.run(table, other, data, ["diffrec"])
+    fresh, old = document(other)["rows"][0], document(settings)["rows"][0]
+    assert fresh["seconds_training"] != old["seconds_training"]
+    assert fresh["mean"] == old["mean"]
+
+
+def test_a_row_of_another_setting_does_not_stay(table, settings, data, elsewhere, tmp_path):
+    reproduce.run(table, settings, data, ["most_pop", "ease"])
+    changed = a_table(tmp_path, (tmp_path / "small.yaml").read_text().replace("l2: 1}", "l2: 5000}"))
+    other = elsewhere()
+    reproduce.run(changed, other, data, ["most_pop"])
+    assert [row["variant"] for row in document(other)["rows"]] == ["most_pop"]
+
+
+def test_a_page_in_another_form_is_refused_and_stays(table, settings, data):
+    path = Reproduction(settings.root, "small").result(".json")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"rows": []}')
+    with pytest.raises(UserError, match=r"small\.json: not in the form that this release writes .* put it aside"):
+        reproduce.run(table, settings, data, ["most_pop"])
+    assert path.read_text() == '{"rows": []}'
 
 
 def test_a_budget_stops_a_run_with_its_curve_told_and_a_larger_one_goes_on(table, settings, data, untracked):

@@ -14,16 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from pydantic import ValidationError
 
 from noise2next import __version__
-from noise2next.config import Frozen, Params, Settings
+from noise2next.config import Frozen, Params, Settings, sentences
 from noise2next.data.interactions import Split
 from noise2next.errors import UserError
 from noise2next.evaluation.evaluator import judge
 from noise2next.models.artifact import Artifact, code_version
 from noise2next.models.base import ClosedForm, model_class, model_config
 from noise2next.stages import cluster, embed, evaluate, ingest, prepare, results, train
-from noise2next.stages.results import Run
+from noise2next.stages.results import Results, Run
 from noise2next.stages.tables import Table, column
 from noise2next.training.device import choose_device
 from noise2next.workspace import (
@@ -64,20 +65,22 @@ def run(
 ) -> ReproduceReport:
     """Train and judge what is missing of `variants` (None: every row), then write the whole table anew.
 
-    A finished run is not repeated, a killed one is continued, and so is one that a smaller budget ended. `data` holds
-    the official files. Raises UserError where they are not there or not the official ones, for an unknown row, and
-    where another process trains the same row under the same seed.
+    A finished run is not repeated, a killed one is continued, and so is one that a smaller budget ended. What the page
+    has from elsewhere stays on it as long as the table asks for the same. `data` holds the official files. Raises
+    UserError where they are not there or not the official ones, for an unknown row, and where another process trains
+    the same row under the same seed.
     """
     chosen = _rows(table, variants)
     place = Reproduction(settings.root, table.name)
     budget = None if budget_minutes is None else budget_minutes * 60
     source = official_file(table, settings, data)
     version = _prepared(table, place, source, seed=1)
+    _before(table, place, version)  # a page that cannot be read is refused before hours are spent
     for name in chosen:
         for seed in _seeds(table, name, seeds):
             _prepared(table, place, source, seed)
             _finish(table, place, settings, name, seed, version, budget, progress)
-    found = results.summary(table, place, _finished(table, place, version), version)
+    found = results.summary(table, place, _finished(table, place, version), version, _before(table, place, version))
     results.write(found, place)
     return ReproduceReport(
         table=table.name,
@@ -286,10 +289,30 @@ def _is_finished(place: Reproduction, key: str, budget: float | None) -> bool:
 def _finished(table: Table, place: Reproduction, version: str) -> dict[str, list[Run]]:
     """Every run that belongs into the table as it now is, by row in the table's order, seeds ascending."""
     records = [Run.model_validate(read_json(path)) for path in sorted(place.runs.glob("*.json"))]
-    records = [
-        record
-        for record in records
-        if record.variant in table.rows and record.key == _key(table, record.variant, record.seed, version)
-    ]
+    records = [record for record in records if _asked_for(table, record, version)]
     by_row = {name: [record for record in records if record.variant == name] for name in table.rows}
     return {name: sorted(runs, key=lambda one: one.seed) for name, runs in by_row.items() if runs}
+
+
+def _asked_for(table: Table, run: Run, version: str) -> bool:
+    """Whether the table as it now is would make this very run."""
+    return run.variant in table.rows and run.key == _key(table, run.variant, run.seed, version)
+
+
+def _before(table: Table, place: Reproduction, version: str) -> Results | None:
+    """The page as it is, without the rows that the table no longer asks for; None where there is none.
+
+    Raises UserError for a page that another release wrote.
+    """
+    path = place.result(".json")
+    if not path.is_file():
+        return None
+    try:
+        found = Results.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: not in the form that this release writes ({sentences(error)}); put it aside, and its rows are "
+            "trained anew"
+        ) from error
+    rows = [row for row in found.rows if all(_asked_for(table, run, version) for run in row.runs)]
+    return found.model_copy(update={"rows": rows})

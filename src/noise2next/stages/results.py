@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -78,8 +79,19 @@ class ResultRow(Frozen):
     runs: list[Run]
 
 
+class Ahead(Frozen):
+    """A simple row that is ahead of a learned one in a column: the gain as a share, and its interval over users."""
+
+    simple: str
+    learned: str
+    column: str
+    gain: float
+    low: float | None  # None, as `high`: the two were judged on different machines, so their users cannot be paired
+    high: float | None
+
+
 class Results(Frozen):
-    """The table. `ahead` are sentences: which simple row is ahead of which learned one."""
+    """The table."""
 
     table: str
     title: str
@@ -96,17 +108,30 @@ class Results(Frozen):
     evaluation: EvaluationConfig
     python: str
     rows: list[ResultRow]
-    ahead: list[str]
+    ahead: list[Ahead]
     notes: list[str]
 
 
 # --- from runs to rows ------------------------------------------------------------------------------------------------
 
 
-def summary(table: Table, place: Reproduction, runs: Mapping[str, Sequence[Run]], version: str) -> Results:
-    """Every row that has a run; runs by row, in the table's order."""
-    users = {name: _per_user(table, place, some) for name, some in runs.items()}
-    rows = [_row(table, name, some, users[name]) for name, some in runs.items()]
+def summary(
+    table: Table, place: Reproduction, runs: Mapping[str, Sequence[Run]], version: str, before: Results | None
+) -> Results:
+    """Every row that has a run; runs by row, in the table's order.
+
+    A row of the page as it was `before` stays where `runs` do not cover it, and where it was trained as the table now
+    says: it comes from another machine, or from a longer budget. The caller has left out all others.
+    """
+    told = {row.variant: row for row in before.rows if not covered(row, runs)} if before else {}
+    users = {name: _per_user(table, place, some) for name, some in runs.items() if name not in told}
+    rows = [
+        _row(table, name, told[name].runs, told[name].interval)
+        if name in told
+        else _row(table, name, runs[name], _intervals(table, users[name]))
+        for name in table.rows
+        if name in told or name in users
+    ]
     return Results(
         table=table.name,
         title=table.title,
@@ -123,8 +148,21 @@ def summary(table: Table, place: Reproduction, runs: Mapping[str, Sequence[Run]]
         evaluation=table.evaluation,
         python=platform.python_version(),
         rows=rows,
-        ahead=[sentence for form in table.forms for sentence in _simple_ahead(table, rows, users, form)],
+        ahead=[
+            one
+            for form in table.forms
+            for one in _simple_ahead(table, rows, users, before.ahead if before else [], column(table.main, form))
+        ],
         notes=list(table.notes),
+    )
+
+
+def covered(row: ResultRow, runs: Mapping[str, Sequence[Run]]) -> bool:
+    """Whether `runs` have every seed of the row, each trained as far as there."""
+    here = {run.seed: run for run in runs.get(row.variant, [])}
+    return all(
+        run.seed in here and (here[run.seed].stopped != "budget" or here[run.seed].epochs >= run.epochs)
+        for run in row.runs
     )
 
 
@@ -136,12 +174,16 @@ def _per_user(table: Table, place: Reproduction, runs: Sequence[Run]) -> NDArray
     return mean.T
 
 
-def _row(table: Table, name: str, runs: Sequence[Run], users: NDArray[np.float64]) -> ResultRow:
+def _intervals(table: Table, users: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
+    resampled = resampled_means(users, table.evaluation.bootstrap_samples, seed=1)
+    ends = intervals(users, resampled, table.evaluation.confidence)
+    return {column: (one.low, one.high) for column, one in zip(table.columns, ends, strict=True)}
+
+
+def _row(table: Table, name: str, runs: Sequence[Run], interval: Mapping[str, tuple[float, float]]) -> ResultRow:
     variant, known = table.entries[name], table.rows[name]
     scores = {column: np.array([run.test[column] for run in runs]) for column in table.columns}
     mean = {column: float(values.mean()) for column, values in scores.items()}
-    resampled = resampled_means(users, table.evaluation.bootstrap_samples, seed=1)
-    ends = intervals(users, resampled, table.evaluation.confidence)
     target = {"at_least": table.flat(known.at_least), "digits": table.flat(known.digits)}
     references = {"published": table.flat(known.published), "source": known.source, CODE: known.authors_code}
     return ResultRow(
@@ -154,7 +196,7 @@ def _row(table: Table, name: str, runs: Sequence[Run], users: NDArray[np.float64
         seeds=[run.seed for run in runs],
         mean=mean,
         deviation={column: float(v.std(ddof=1)) for column, v in scores.items()} if len(runs) > 1 else None,
-        interval={column: (one.low, one.high) for column, one in zip(table.columns, ends, strict=True)},
+        interval=dict(interval),
         valid=float(np.mean([run.valid[table.main] for run in runs])),
         references={key: value for key, value in references.items() if value} or None,
         target={kind: values for kind, values in target.items() if values} or None,
@@ -183,32 +225,39 @@ def _reached(
 
 
 def _simple_ahead(
-    table: Table, rows: Sequence[ResultRow], users: Mapping[str, NDArray[np.float64]], form: Form
-) -> list[str]:
-    """For each learned row the best simple one under the same time weights, where that one is ahead."""
-    name = column(table.main, form)
-    at, unit = table.columns.index(name), UNITS[table.unit]
-    sentences = []
+    table: Table,
+    rows: Sequence[ResultRow],
+    users: Mapping[str, NDArray[np.float64]],
+    before: Sequence[Ahead],
+    name: str,
+) -> list[Ahead]:
+    """For each learned row the best simple one under the same time weights, where that one is ahead in column `name`.
+
+    Paired over users where both were judged here, else as it was told `before` of the same two figures.
+    """
+    known = {(one.simple, one.learned): one for one in before if one.column == name}
+    at, found = table.columns.index(name), []
     for row in rows:
         simple = [one for one in rows if one.simple and one.weighting == row.weighting]
         if row.simple or not simple:
             continue
         best = max(simple, key=lambda one: one.mean[name])
-        ahead = paired_difference(
-            users[best.variant][:, at],
-            users[row.variant][:, at],
-            table.evaluation.bootstrap_samples,
-            table.evaluation.confidence,
-            seed=1,
-        )
-        if ahead.mean > 0:
-            chance = "" if ahead.low > 0 else "; that may be chance"
-            sentences.append(
-                f"{best.variant}, a simple baseline, is ahead of {row.variant} by {ahead.mean * unit:.4f} {name} "
-                f"({ahead.low * unit:.4f} to {ahead.high * unit:.4f}, {table.evaluation.confidence:.0%} over users, "
-                f"paired{chance})."
+        gain = best.mean[name] - row.mean[name]
+        low = high = None
+        if best.variant in users and row.variant in users:
+            paired = paired_difference(
+                users[best.variant][:, at],
+                users[row.variant][:, at],
+                table.evaluation.bootstrap_samples,
+                table.evaluation.confidence,
+                seed=1,
             )
-    return sentences
+            low, high = paired.low, paired.high
+        elif (then := known.get((best.variant, row.variant))) and math.isclose(then.gain, gain, abs_tol=1e-5):
+            low, high = then.low, then.high
+        if gain > 0:
+            found.append(Ahead(simple=best.variant, learned=row.variant, column=name, gain=gain, low=low, high=high))
+    return found
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -244,7 +293,7 @@ def page(found: Results) -> str:
         "",
         "## Read with the numbers",
         "",
-        *(f"- {note}" for note in (*_conventions(found), *found.notes, *found.ahead)),
+        *(f"- {note}" for note in (*_conventions(found), *found.notes, *(_told(found, one) for one in found.ahead))),
         "",
         *_stopped(found),
         "## What it took",
@@ -331,8 +380,24 @@ def _conventions(found: Results) -> list[str]:
         f"A deviation is over seeds (n - 1); an interval is over users (bootstrap, "
         f"{found.evaluation.bootstrap_samples:,} samples, {found.evaluation.confidence:.0%}) of each user's mean over "
         "seeds. Models without seeds are deterministic.",
+        "Seconds and memory are of the machine that a row was trained on, which need not be the same for all rows.",
         *(f"Published figures of {', '.join(names)}: {source}." for source, names in by_source.items()),
     ]
+
+
+def _told(found: Results, ahead: Ahead) -> str:
+    if ahead.low is None or ahead.high is None:
+        sure = "judged on different machines, so not paired"
+    else:
+        chance = "" if ahead.low > 0 else "; that may be chance"
+        sure = (
+            f"{_shown(found, ahead.low)} to {_shown(found, ahead.high)}, "
+            f"{found.evaluation.confidence:.0%} over users, paired{chance}"
+        )
+    return (
+        f"{ahead.simple}, a simple baseline, is ahead of {ahead.learned} by {_shown(found, ahead.gain)} "
+        f"{ahead.column} ({sure})."
+    )
 
 
 def _stopped(found: Results) -> list[str]:
