@@ -115,7 +115,7 @@ class Occasion(Frozen):
     data_version: str  # of the prepared split whose test window judges
     split: str
     by: str  # user@machine
-    when: str  # UTC, as 2026-01-31T12:00:00.000000+00:00
+    when: str  # UTC, as 2026-01-31T12:00:00.000000Z
 
 
 class Version(Frozen):
@@ -243,20 +243,21 @@ def decide(
 
     All judgements are of the same users in the same order; anything else is a ValueError.
     """
-    mine = challenger.judged
-    checks, said, gains = [_sound(), *_own(policy, challenger, champion)], list(remarks), None
+    mine, said, gains = challenger.judged, list(remarks), None
+    checks = [_sound(), *_own(policy, challenger, champion)]
+    asked: list[tuple[Question, Judged]] = []
     if baseline is not None and policy.baseline is not None:
-        better = Question(
-            f"{policy.metric} above {policy.baseline.variant}", policy.metric, policy.baseline.margin, True
-        )
-        checks += [_ask(policy, mine, baseline, better)[0], *_ceilings(policy, mine, baseline)]
+        checks += _ceilings(policy, mine, baseline)
+        name, margin = f"{policy.metric} above {policy.baseline.variant}", policy.baseline.margin
+        asked.append((Question(name, policy.metric, margin, strict=True), baseline))
     if champion is not None:
-        theirs = champion.judged
-        main, *guards = questions(policy, mine.lengths)
-        check, gains = _ask(policy, mine, theirs, main)
-        checks += [check, *(_ask(policy, mine, theirs, guard)[0] for guard in guards)]
-        checks += _of_champion(policy, mine, theirs)
+        checks += _of_champion(policy, mine, champion.judged)
+        asked += [(question, champion.judged) for question in questions(policy, mine.lengths)]
         said += too_small(policy, mine.lengths)
+    answers = _answers(policy, mine, asked)
+    checks += [check for check, _ in answers]
+    if champion is not None:
+        gains = next(spread for (_, spread), (_, other) in zip(answers, asked, strict=True) if other is champion.judged)
     failed = [check.sentence for check in checks if not check.passed]
     return Decision(
         promoted=not failed,
@@ -387,18 +388,39 @@ def _check(name: str, value: float, limit: float, passed: bool, kind: str) -> Ch
     return Check(name=name, observed=value, limit=limit, passed=passed, sentence=sentence)
 
 
-def _ask(policy: Policy, one: Judged, other: Judged, question: Question) -> tuple[Check, Histogram]:
-    """The answer, and how the gain is distributed over resampled users."""
-    if one.users != other.users:
-        raise ValueError("the two models were judged on different users")
-    mine, theirs = one.metric(question.metric), other.metric(question.metric)
-    contrast = question.contrast(mine, theirs)[:, None]
+def _answers(policy: Policy, mine: Judged, asked: Sequence[tuple[Question, Judged]]) -> list[tuple[Check, Histogram]]:
+    """The answer to each question over another's judgement, and how its gain is distributed over resampled users."""
+    found: dict[int, tuple[Check, Histogram]] = {}
+    everyone = [place for place, (question, _) in enumerate(asked) if question.members is None]
+    groups = [[place] for place, (question, _) in enumerate(asked) if question.members is not None]
+    for places in [everyone, *groups] if everyone else groups:  # one draw of users serves all that are asked of them
+        columns = []
+        for place in places:
+            question, other = asked[place]
+            if mine.users != other.users:
+                raise ValueError("the two models were judged on different users")
+            columns.append(question.contrast(mine.metric(question.metric), other.metric(question.metric)))
+        low, high, resampled = _bounds(np.stack(columns, axis=1), policy.bootstrap)
+        for column, place in enumerate(places):
+            ends = float(low[column]), float(high[column])
+            found[place] = _answer(policy, mine, *asked[place], ends, resampled[:, column])
+    return [found[place] for place in range(len(asked))]
+
+
+def _answer(
+    policy: Policy,
+    mine: Judged,
+    question: Question,
+    other: Judged,
+    ends: tuple[float, float],
+    resampled: NDArray[np.float64],
+) -> tuple[Check, Histogram]:
+    """`ends` and `resampled` are of the contrast's mean: with the limit added, of the gain."""
     members = slice(None) if question.members is None else question.members
-    here, there = float(mine[members].mean()), float(theirs[members].mean())
-    low, high, resampled = (part[..., 0] for part in _bounds(contrast, policy.bootstrap))
-    limit = question.share * there
-    gain = Gain(users=len(contrast), mine=here, theirs=there, low=float(low) + limit, high=float(high) + limit)
-    passed = question.passed(float(low))
+    values = mine.metric(question.metric)[members], other.metric(question.metric)[members]
+    here, there = (float(one.mean()) for one in values)
+    limit, passed = question.share * there, question.passed(ends[0])
+    gain = Gain(users=len(values[0]), mine=here, theirs=there, low=ends[0] + limit, high=ends[1] + limit)
     sentence = (
         f"{question.name}: {here:.4f} against {there:.4f}, and the {policy.bootstrap.level:.0%} lower bound of the "
         f"gain, {gain.low:+.4f}, {'reaches' if passed else 'misses'} {limit:+.4f}"

@@ -52,7 +52,7 @@ Move = Literal["promotion", "forced promotion", "rollback"]
 class Event(Frozen):
     """Something that was decided about `version`, or a move of the champion to it."""
 
-    when: str  # UTC, as 2026-01-31T12:00:00.000000+00:00
+    when: str  # UTC, as 2026-01-31T12:00:00.000000Z
     by: str  # user@machine
     what: Literal["decision"] | Move
     version: str
@@ -359,7 +359,7 @@ class ModelRegistry:
 
 def now() -> str:
     """This moment in UTC; in order of time where it is in order of the alphabet."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # a tag's name takes no plus sign
 
 
 def who() -> str:
