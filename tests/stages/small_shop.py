@@ -42,6 +42,11 @@ class World(NamedTuple):
             evaluate.run(self.params, self.space, self.settings, name)
         return register.run(self.params, self.space, self.settings)
 
+    def copy(self, root: Path) -> World:
+        """The same shop in another folder; what is registered there is another's no more."""
+        shutil.copytree(self.space.root, root)
+        return World(self.params, Workspace(root, self.space.dataset), Settings(root=root, device="cpu"))
+
     @property
     def registry(self) -> ModelRegistry:
         return ModelRegistry(self.settings, self.space)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mlflow.artifacts
 import pytest
-from tests.stages.small_shop import ITEMS, POLICY, World, prepare
+from tests.stages.small_shop import ITEMS, POLICY, World, prepare, small_shop
 from typer.testing import CliRunner
 
 from noise2next import cli
@@ -15,20 +16,32 @@ from noise2next.registry.versions import ModelRegistry
 from noise2next.stages import promote
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> World:
+    made = small_shop(tmp_path_factory.mktemp("refused"), empty_store)
+    made.offer("ease")
+    assert not made.offer("twin").promoted
+    return made
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> World:
+    made = small_shop(tmp_path_factory.mktemp("followed"), empty_store)
+    made.offer("faint")
+    assert made.offer("faint", "ease").promoted
+    return made
+
+
 @pytest.fixture
-def two(world: World) -> World:
+def two(refused: World, tmp_path: Path) -> World:
     """Version 1 is champion; version 2, no better, was refused."""
-    world.offer("ease")
-    assert not world.offer("twin").promoted
-    return world
+    return refused.copy(tmp_path / "copy")
 
 
 @pytest.fixture
-def changed(world: World) -> World:
+def changed(followed: World, tmp_path: Path) -> World:
     """Version 2 took over from version 1."""
-    world.offer("faint")
-    assert world.offer("ease").promoted
-    return world
+    return followed.copy(tmp_path / "copy")
 
 
 def ask(world: World, version: str | None = None, force: bool = False, reason: str | None = None):
@@ -241,7 +254,7 @@ def test_the_three_commands_print_one_document_each(changed: World, monkeypatch:
     assert "better now" in shown
     assert "complaints" in shown
     assert "champion now: 2" in shown
-    assert "rolled back" in call("promote", "--version", "1")
+    assert "was not promoted" in call("promote", "--version", "1")
     with pytest.raises(UserError, match="--reason"):
         call("promote", "--force")
 
