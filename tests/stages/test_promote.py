@@ -259,7 +259,7 @@ def test_the_three_commands_print_one_document_each(changed: World, monkeypatch:
         call("promote", "--force")
 
 
-def test_a_group_that_loses_bars_the_way_for_everyone(world: World):
+def test_a_registration_asks_about_the_groups_and_the_lists_of_the_champion_too(world: World):
     world.space.promotion_policy.write_text(
         POLICY
         + "groups: {margins: {light: 0.5, heavy: 0.5}, least_users: 10}\nof_champion: {coverage@5: {at_least: 0.1}}\n"

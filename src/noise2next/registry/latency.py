@@ -12,7 +12,7 @@ import torch
 from noise2next.registry.packaging import GOLDEN_K, Package
 
 ROUNDS = 5
-REQUESTS = 20  # of a round, each another user's history
+REQUESTS = 10  # of a round, each another user's history
 
 
 def side_by_side(packages: Sequence[Package]) -> list[float]:

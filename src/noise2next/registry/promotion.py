@@ -354,13 +354,13 @@ def _own(policy: Policy, challenger: Contender, champion: Contender | None) -> I
 
 def _latency(limit: float, taken: float, champion: Contender | None) -> Check:
     """A slow machine is no fault of the challenger: whoever takes no longer than the champion beside it may serve."""
-    beside = champion.latency_ms if champion and champion.latency_ms > limit else None
     check = _check("latency_ms", taken, limit, taken <= limit, "limit")
-    if beside is None:
+    if check.passed or champion is None:
         return check
+    beside = champion.latency_ms
     passed = taken <= beside
     sentence = f"{check.sentence}, {'but' if passed else 'and'} the champion takes {beside:.4g} beside it"
-    return Check(name=check.name, observed=taken, limit=beside, passed=passed, sentence=sentence)
+    return Check(name=check.name, observed=taken, limit=max(limit, beside), passed=passed, sentence=sentence)
 
 
 def _ceilings(policy: Policy, mine: Judged, baseline: Judged) -> Iterator[Check]:

@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 EVENT = "event."  # how the tags begin
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # how MLflow says that an alias is not there
 
-
 Move = Literal["promotion", "forced promotion", "rollback"]
 
 
