@@ -129,9 +129,10 @@ def intervals(rows: "Mapping[str, Interval]", title: str) -> dg.MarkdownMetadata
 
 def resampled_gain(decision: "Decision") -> dg.MarkdownMetadataValue:
     """The main metric's gain over the champion, users resampled: its lower bound, and dotted the limit."""
+    main = decision.main
     assert decision.gains is not None
+    assert main is not None
     edges, counts = decision.gains.edges, decision.gains.counts
-    main = next(check for check in decision.checks if check.name.endswith("above the champion"))
     figure, axes = _canvas(
         f"{decision.policy.bootstrap.level:.0%} lower bound {main.observed:+.4f}, limit {main.limit:+.4f}",
         f"gain in {decision.policy.metric}",
@@ -144,8 +145,9 @@ def resampled_gain(decision: "Decision") -> dg.MarkdownMetadataValue:
 
 
 def gains(decision: "Decision") -> dg.MarkdownMetadataValue:
-    """Each comparison's interval relative to the other's mean, red where it fails; a stroke at each limit."""
-    shown = [(one, one.gain) for one in decision.checks if one.gain is not None and one.gain.theirs > 0]
+    """Each gain's interval relative to the champion's mean, or else the baseline's; a stroke at each limit."""
+    compared = decision.over_champion or decision.checks
+    shown = [(one, one.gain) for one in compared if one.gain is not None and one.gain.theirs > 0]
     figure, axes = _canvas("Comparisons, user by user", "gain, % of the other's mean", "", 1.2 + 0.34 * len(shown))
     for place, (check, gain) in enumerate(shown):
         low, high, mean, limit = (

@@ -24,6 +24,7 @@ from noise2next.errors import UserError
 from noise2next.evaluation.significance import resampled_means
 
 Activity = Literal["light", "heavy"]
+CHAMPION = "champion"
 BINS = 40  # of the histogram that a decision keeps of the resampled gains
 
 
@@ -130,6 +131,7 @@ class Version(Frozen):
 class Gain(Frozen):
     """Two means over the same users, and the interval of their difference: each end at the one-sided level."""
 
+    over: str  # whose mean the second is: `champion`, or the baseline's variant
     users: int
     mine: float
     theirs: float
@@ -168,6 +170,16 @@ class Decision(Frozen):
     gains: Histogram | None  # of the main metric over the champion's, resampled
     occasion: Occasion
     policy: Policy
+
+    @property
+    def main(self) -> Check | None:
+        """The main metric against the champion; None where nothing was compared."""
+        return next(iter(self.over_champion), None)
+
+    @property
+    def over_champion(self) -> list[Check]:
+        """Every gain over the champion, the main metric's first."""
+        return [check for check in self.checks if check.gain is not None and check.gain.over == CHAMPION]
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,7 @@ class Question:
     share: float
     strict: bool
     members: NDArray[np.bool_] | None = None
+    over: str = CHAMPION
 
     def contrast(self, mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
         """[M, ...] each -> [m, ...] of the members, whose mean is the gain less what is asked of it.
@@ -243,21 +256,20 @@ def decide(
 
     All judgements are of the same users in the same order; anything else is a ValueError.
     """
-    mine, said, gains = challenger.judged, list(remarks), None
+    mine, said = challenger.judged, list(remarks)
     checks = [_sound(), *_own(policy, challenger, champion)]
     asked: list[tuple[Question, Judged]] = []
     if baseline is not None and policy.baseline is not None:
         checks += _ceilings(policy, mine, baseline)
         name, margin = f"{policy.metric} above {policy.baseline.variant}", policy.baseline.margin
-        asked.append((Question(name, policy.metric, margin, strict=True), baseline))
+        asked.append((Question(name, policy.metric, margin, strict=True, over=policy.baseline.variant), baseline))
     if champion is not None:
         checks += _of_champion(policy, mine, champion.judged)
         asked += [(question, champion.judged) for question in questions(policy, mine.lengths)]
         said += too_small(policy, mine.lengths)
     answers = _answers(policy, mine, asked)
     checks += [check for check, _ in answers]
-    if champion is not None:
-        gains = next(spread for (_, spread), (_, other) in zip(answers, asked, strict=True) if other is champion.judged)
+    gains = next((spread for check, spread in answers if check.gain and check.gain.over == CHAMPION), None)
     failed = [check.sentence for check in checks if not check.passed]
     return Decision(
         promoted=not failed,
@@ -420,7 +432,9 @@ def _answer(
     values = mine.metric(question.metric)[members], other.metric(question.metric)[members]
     here, there = (float(one.mean()) for one in values)
     limit, passed = question.share * there, question.passed(ends[0])
-    gain = Gain(users=len(values[0]), mine=here, theirs=there, low=ends[0] + limit, high=ends[1] + limit)
+    gain = Gain(
+        over=question.over, users=len(values[0]), mine=here, theirs=there, low=ends[0] + limit, high=ends[1] + limit
+    )
     sentence = (
         f"{question.name}: {here:.4f} against {there:.4f}, and the {policy.bootstrap.level:.0%} lower bound of the "
         f"gain, {gain.low:+.4f}, {'reaches' if passed else 'misses'} {limit:+.4f}"

@@ -75,7 +75,7 @@ def render(decision: Decision) -> str:
     return surroundings.get_template("decision.html").render(
         decision=decision,
         distribution=_distribution(decision),
-        intervals=_intervals(decision.checks),
+        intervals=_intervals(decision.over_champion or decision.checks),
         width=WIDTH,
         left=LEFT,
         right=WIDTH - RIGHT,
@@ -86,7 +86,7 @@ def render(decision: Decision) -> str:
 
 def _distribution(decision: Decision) -> Distribution | None:
     """None where nothing was compared."""
-    main = next((check for check in decision.checks if check.name.endswith("above the champion")), None)
+    main = decision.main
     if decision.gains is None or main is None:
         return None
     edges, counts = decision.gains.edges, decision.gains.counts
