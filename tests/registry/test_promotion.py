@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,12 @@ def test_the_page_needs_nothing_else_and_tells_who_when_and_why():
     assert "light-dark(" in page
     assert not [outside for outside in ("://", "src=", "<link", "@import", "url(") if outside in page]
     assert page == render(decision)
+
+
+def test_a_margin_lies_left_of_zero_on_the_page():
+    page = render(ask(judged(BASE + 0.05, BASE * 1.1), judged(BASE), policy=PLAIN))
+    wins, guard = (float(one) for one in re.findall(r'class="limit" x1="([\d.]+)"', page)[1:])
+    assert guard < wins
 
 
 def test_a_text_from_outside_is_no_markup_on_the_page():

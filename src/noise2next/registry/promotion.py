@@ -325,7 +325,38 @@ def too_small(policy: Policy, lengths: NDArray[np.int64]) -> list[str]:
 
 def lower_bounds(values: NDArray[np.float64], bootstrap: Bootstrap) -> NDArray[np.float64]:
     """The one-sided lower bound of each column's mean: values [M, F], a row a user -> [F]."""
-    return _bounds(values, bootstrap)[0]
+    found: NDArray[np.float64] = both_bounds(values, bootstrap)[0].min(axis=0)
+    return found
+
+
+def both_bounds(
+    values: NDArray[np.float64], bootstrap: Bootstrap
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of each column's mean, values [M, F]: low [2, F] and high [2, F], each at the one-sided level, by the plain
+    percentiles and by the studentised bootstrap, and the resampled means [samples, F].
+
+    The gate believes the outer of the two. The plain one promises too much where differences are skewed, for it does
+    not see that a mean and its error move together; the studentised one, which resamples t = (resampled mean - mean) /
+    resampled error (Efron and Tibshirani, 1993, chapter 12), where users are few and most of them tie.
+    benchmarks/gate.md has the rates of all.
+    """
+    mean = values.mean(axis=0)
+    centred = values - mean
+    moments = resampled_means(np.concatenate([centred, centred**2], axis=1), bootstrap.samples, bootstrap.seed)
+    moved, squares = np.split(moments, 2, axis=1)
+    error = np.sqrt(np.maximum(squares - moved**2, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.nan_to_num(moved / error, nan=0.0, posinf=math.inf, neginf=-math.inf)  # 0 / 0: nothing has moved
+    spread = centred.std(axis=0)
+
+    def end(share: float, method: Literal["lower", "higher"]) -> NDArray[np.float64]:
+        # order statistics: no interpolation between infinite ones, and never inside the level
+        other: Literal["lower", "higher"] = "higher" if method == "lower" else "lower"
+        with np.errstate(invalid="ignore"):
+            by_t = np.where(spread > 0, mean - np.quantile(t, 1 - share, axis=0, method=other) * spread, mean)
+        return np.stack([mean + np.quantile(moved, share, axis=0, method=method), by_t])
+
+    return end(1 - bootstrap.level, "lower"), end(bootstrap.level, "higher"), mean + moved
 
 
 def _least(policy: Policy) -> int:
@@ -412,9 +443,9 @@ def _answers(policy: Policy, mine: Judged, asked: Sequence[tuple[Question, Judge
             if mine.users != other.users:
                 raise ValueError("the two models were judged on different users")
             columns.append(question.contrast(mine.metric(question.metric), other.metric(question.metric)))
-        low, high, resampled = _bounds(np.stack(columns, axis=1), policy.bootstrap)
+        low, high, resampled = both_bounds(np.stack(columns, axis=1), policy.bootstrap)
         for column, place in enumerate(places):
-            ends = float(low[column]), float(high[column])
+            ends = float(low[:, column].min()), float(high[:, column].max())
             found[place] = _answer(policy, mine, *asked[place], ends, resampled[:, column])
     return [found[place] for place in range(len(asked))]
 
@@ -444,29 +475,3 @@ def _answer(
         Check(name=question.name, observed=gain.low, limit=limit, passed=passed, sentence=sentence, gain=gain),
         Histogram(edges=edges.tolist(), counts=counts.tolist()),
     )
-
-
-def _bounds(
-    values: NDArray[np.float64], bootstrap: Bootstrap
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Of each column's mean, values [M, F]: low [F] and high [F], each at the one-sided level, and resampled
-    [samples, F].
-
-    The bootstrap is studentised: t = (resampled mean - mean) / resampled error is what is resampled, because the plain
-    percentile bound does not see that a skewed column's mean and error move together (Efron and Tibshirani, 1993,
-    chapter 12; benchmarks/gate.md has both).
-    """
-    mean = values.mean(axis=0)
-    centred = values - mean
-    moments = resampled_means(np.concatenate([centred, centred**2], axis=1), bootstrap.samples, bootstrap.seed)
-    moved, squares = np.split(moments, 2, axis=1)
-    error = np.sqrt(np.maximum(squares - moved**2, 0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.nan_to_num(moved / error, nan=0.0, posinf=math.inf, neginf=-math.inf)  # 0 / 0: nothing has moved
-    spread = centred.std(axis=0)
-    # order statistics, the outer of two: no interpolation between infinite ones, and never below the level
-    most = np.quantile(t, bootstrap.level, axis=0, method="higher")
-    least = np.quantile(t, 1 - bootstrap.level, axis=0, method="lower")
-    with np.errstate(invalid="ignore"):
-        low, high = (np.where(spread > 0, mean - end * spread, mean) for end in (most, least))
-    return low, high, mean + moved
