@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import mlflow.artifacts
@@ -160,6 +161,18 @@ def test_a_rollback_changes_places_and_a_second_one_undoes_it(changed: World):
     go_back(changed)
     assert changed.aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
     assert told(changed)[-2:] == [("rollback", "2", "1", True), ("rollback", "1", "2", True)]
+
+
+def test_a_rollback_does_not_wait_for_a_registration_which_then_finds_its_champion_gone(changed: World):
+    compared = changed.registry.champion()
+    with changed.registry.alone():
+        waiting = threading.Thread(target=go_back, args=[changed], daemon=True)
+        waiting.start()
+        waiting.join(60)
+        assert not waiting.is_alive()
+        with pytest.raises(UserError, match="meanwhile"):
+            changed.registry.promote(compared, compared, "promotion", "me", [])
+    assert changed.aliases()["champion"] == "1"
 
 
 def test_without_a_previous_champion_there_is_nothing_to_go_back_to(two: World):

@@ -79,8 +79,13 @@ class ModelRegistry:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """One registration at a time on this machine."""
-        with self._space.tracking_store.with_suffix(".db.register.lock").open("w") as lock:
+        """One registration at a time on this machine. It takes as long as judging takes: a rollback does not wait for it."""
+        with self._locked("register"):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, what: str) -> Iterator[None]:
+        with self._space.tracking_store.with_suffix(f".db.{what}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -130,27 +135,31 @@ class ModelRegistry:
 
         Raises UserError, and moves nothing, if the champion is no longer the one that was compared.
         """
-        champion = self.at("champion")
-        if (champion and champion.version) != (over and over.version):
-            raise UserError(f"{self.name}: another registration moved the champion meanwhile; register again")
-        self._move(version, champion, what, by, why)
+        with self._locked("champion"):
+            champion = self.at("champion")
+            if (champion and champion.version) != (over and over.version):
+                raise UserError(
+                    f"{self.name}: the champion was moved meanwhile, so another was compared; register again"
+                )
+            self._move(version, champion, what, by, why)
 
     def roll_back(self, by: str, why: Sequence[str]) -> tuple[ModelVersion, ModelVersion]:
         """Let `previous` and `champion` change places: (the champion now, the one that it replaces).
 
         Raises UserError, and moves nothing, where there is no previous champion or its package is not sound.
         """
-        champion = self.champion()
-        self._settle(champion)
-        previous = self.at("previous")
-        if previous is None or previous.version == champion.version:
-            raise UserError(
-                f"{self.name}: there is no previous champion to go back to; "
-                "`noise2next promote --version V` takes another version"
-            )
-        packaging.check_golden(self.fetch(previous))
-        self._move(previous, champion, "rollback", by, why)
-        return previous, champion
+        with self._locked("champion"):
+            champion = self.champion()
+            self._settle(champion)
+            previous = self.at("previous")
+            if previous is None or previous.version == champion.version:
+                raise UserError(
+                    f"{self.name}: there is no previous champion to go back to; "
+                    "`noise2next promote --version V` takes another version"
+                )
+            packaging.check_golden(self.fetch(previous))
+            self._move(previous, champion, "rollback", by, why)
+            return previous, champion
 
     def history(self) -> list[Past]:
         """Every decision and every move of the champion, oldest first."""

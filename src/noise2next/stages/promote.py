@@ -95,8 +95,7 @@ def rollback(space: Workspace, settings: Settings, reason: str | None) -> Rollba
     began = time.monotonic()
     registry = ModelRegistry(settings, space)
     reason = (reason or "").strip() or None
-    with registry.alone():
-        now, before = registry.roll_back(who(), [reason] if reason else ["no reason was given"])
+    now, before = registry.roll_back(who(), [reason] if reason else ["no reason was given"])
     summary = f"{registry.name} version {now.version} ({now.tags['variant']}) is champion again, in place of version "
     report = RollbackReport(
         dataset=space.dataset,
