@@ -79,7 +79,7 @@ class ModelRegistry:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """One registration at a time on this machine. It takes as long as judging takes: a rollback does not wait for it."""
+        """One registration at a time on this machine. It lasts as long as judging does; no rollback waits for it."""
         with self._locked("register"):
             yield
 
