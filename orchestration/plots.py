@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from noise2next.data.interactions import Split
     from noise2next.evaluation.report import DrawsReport
     from noise2next.evaluation.significance import Interval
+    from noise2next.registry.promotion import Decision
     from noise2next.stages.denoise import DenoisingReport
     from noise2next.training.checkpoint import EpochRecord
 
@@ -122,6 +123,42 @@ def intervals(rows: "Mapping[str, Interval]", title: str) -> dg.MarkdownMetadata
     )
     axes.scatter([one.mean for one in rows.values()], place, color=PARTS["train"], zorder=3)
     axes.set_yticks(place, list(rows))
+    axes.invert_yaxis()
+    return _embedded(figure)
+
+
+def resampled_gain(decision: "Decision") -> dg.MarkdownMetadataValue:
+    """The main metric's gain over the champion, users resampled: its lower bound, and dotted the limit."""
+    main = decision.main
+    assert decision.gains is not None
+    assert main is not None
+    edges, counts = decision.gains.edges, decision.gains.counts
+    figure, axes = _canvas(
+        f"{decision.policy.bootstrap.level:.0%} lower bound {main.observed:+.4f}, limit {main.limit:+.4f}",
+        f"gain in {decision.policy.metric}",
+        "resamplings",
+    )
+    axes.stairs(counts, edges, fill=True, color=PARTS["train"], alpha=0.45)
+    axes.axvline(main.observed, color=PARTS["train"], linewidth=2)
+    axes.axvline(main.limit, color=INK, linewidth=1.2, linestyle=":")
+    return _embedded(figure)
+
+
+def gains(decision: "Decision") -> dg.MarkdownMetadataValue:
+    """Each gain's interval relative to the champion's mean, or else the baseline's; a stroke at each limit."""
+    compared = decision.over_champion or decision.checks
+    shown = [(one, one.gain) for one in compared if one.gain is not None and one.gain.theirs > 0]
+    figure, axes = _canvas("Comparisons, user by user", "gain, % of the other's mean", "", 1.2 + 0.34 * len(shown))
+    for place, (check, gain) in enumerate(shown):
+        low, high, mean, limit = (
+            100 * value / gain.theirs for value in (gain.low, gain.high, gain.mine - gain.theirs, check.limit)
+        )
+        colour = PARTS["train"] if check.passed else PARTS["test"]
+        axes.hlines(place, low, high, color=colour, linewidth=4, alpha=0.5)
+        axes.scatter(mean, place, color=colour, zorder=3)
+        axes.scatter(limit, place, color=INK, marker="|", s=140)
+    axes.axvline(0, color=INK, linewidth=0.6)
+    axes.set_yticks(range(len(shown)), [check.name for check, _ in shown])
     axes.invert_yaxis()
     return _embedded(figure)
 

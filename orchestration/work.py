@@ -17,6 +17,7 @@ from orchestration.project import Project
 
 if TYPE_CHECKING:
     from noise2next.evaluation.report import DrawsReport
+    from noise2next.registry.promotion import Decision
 
 UNREAD = (
     "data_version",
@@ -273,15 +274,52 @@ def champion(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
     space = project.space(dataset)
     report = register.run(project.params(), space, project.settings())
     asked = [] if report.decision is None else report.decision.checks
-    gate = {one.name: {"passed": one.passed, "observed": one.observed, "limit": one.limit} for one in asked}
+    gate = {
+        one.name: {"passed": one.passed, "observed": one.observed, "limit": one.limit, "in words": one.sentence}
+        for one in asked
+    }
     return _made(
         space.registration,
         {
             "summary": report.summary,
+            **({} if report.decision is None else _of_decision(report.decision)),
             **({"gate": table(gate, "question")} if gate else {}),
+            **(
+                {} if report.decision is None else {"page": dg.MetadataValue.path(space.registration / "decision.html")}
+            ),
             **described(report, leave_out=("dataset", "summary", "decision")),
         },
     )
+
+
+def _of_decision(decision: "Decision") -> dict[str, Any]:
+    """Who asked whom about what, why it was so decided, and the gains as pictures."""
+    from orchestration import plots
+
+    occasion = decision.occasion
+    facts = {
+        "asked by": occasion.by,
+        "when": occasion.when,
+        "judged on data version": occasion.data_version,
+        "challenger": f"version {decision.challenger.version}, {decision.challenger.variant}",
+        "its data version": decision.challenger.data_version,
+        **(
+            {}
+            if decision.champion is None
+            else {
+                "champion": f"version {decision.champion.version}, {decision.champion.variant}",
+                "the champion's data version": decision.champion.data_version,
+            }
+        ),
+    }
+    drawn = {} if decision.gains is None else {"gain over the champion": plots.resampled_gain(decision)}
+    compared = {} if not any(check.gain for check in decision.checks) else {"comparisons": plots.gains(decision)}
+    return {
+        "reasons": dg.MetadataValue.md("\n".join(f"- {one}" for one in decision.reasons)),
+        **drawn,
+        **compared,
+        "decision": table(facts, ""),
+    }
 
 
 def _left_out(reason: str) -> dg.MaterializeResult[Any]:

@@ -27,6 +27,8 @@ from noise2next.workspace import Workspace
 
 if TYPE_CHECKING:
     from noise2next.config import Frozen
+    from noise2next.stages.promote import PromotionReport
+    from noise2next.stages.register import RegistrationReport
 
 app = typer.Typer(
     help="Diffusion recommenders, from a raw interaction log to a promoted model.",
@@ -264,7 +266,66 @@ def register(dataset: DatasetName = "sample", overrides: Overrides = [], as_json
     from noise2next.stages import register as stage
 
     params, space, settings = _open(dataset, overrides)
-    _show(stage.run(params, space, settings), as_json)
+    _show_gate(stage.run(params, space, settings), as_json)
+
+
+@app.command()
+def promote(
+    dataset: DatasetName = "sample",
+    version: Annotated[
+        str | None, typer.Option(help="A version of the registered model; the challenger if out.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it although the gate refuses; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why it is forced; kept with the version.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Ask the gate again about the challenger, or about a version, on today's window; or overrule it."""
+    from noise2next.stages import promote as stage
+
+    params, space, settings = _open(dataset, overrides)
+    _show_gate(stage.run(params, space, settings, version, force, reason), as_json)
+
+
+@app.command()
+def rollback(
+    dataset: DatasetName = "sample",
+    reason: Annotated[str | None, typer.Option(help="Why; kept in the history.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the previous champion champion again; a second rollback undoes the first."""
+    from noise2next.stages import promote as stage
+
+    _, space, settings = _open(dataset, [])
+    _show(stage.rollback(space, settings, reason), as_json)
+
+
+@app.command()
+def history(dataset: DatasetName = "sample", as_json: AsJson = False) -> None:
+    """Every decision, promotion and rollback of the dataset's champion, oldest first."""
+    from noise2next.stages import promote as stage
+
+    _, space, settings = _open(dataset, [])
+    report = stage.history(space, settings)
+    if as_json:
+        _print_json(report)
+        return
+    table = Table("when (UTC)", "what", "from", "to", "by", "why", box=None, pad_edge=False)
+    for event in report.events:
+        refused = event.what == "decision" and not event.promoted
+        told = "refused" if refused else "let through" if event.what == "decision" else event.what
+        table.add_row(
+            event.when[:19].replace("T", " "),
+            told if event.done else f"{told}, which did not come about",
+            event.champion or "none",
+            f"{event.version} ({event.variant})",
+            _plain(event.by),
+            _plain(event.why[0]),
+        )
+    Console().print(table)
+    Console().print(f"champion now: {report.champion or 'none'}", highlight=False)
 
 
 @app.command()
@@ -516,6 +577,20 @@ def _show(report: Frozen, as_json: bool, rows: Sequence[str] = ()) -> None:
             ranked.add_row(str(place), *(_plain(_cell(value)) for value in values))
         Console().print()
         Console().print(ranked)
+
+
+def _show_gate(report: RegistrationReport | PromotionReport, as_json: bool) -> None:
+    """The report, and the gate's checks as a table of their own."""
+    if as_json or report.decision is None:
+        return _show(report, as_json)
+    _show(report.model_copy(update={"decision": None}), as_json)
+    asked = Table("", "check", "in words", box=None, pad_edge=False)
+    for check in report.decision.checks:
+        asked.add_row("passed" if check.passed else "[bold]failed[/]", _plain(check.name), _plain(check.sentence))
+    Console().print()
+    Console().print(asked)
+    for remark in report.decision.remarks:
+        Console().print(f"- {_plain(remark)}", highlight=False)
 
 
 def _cell(value: Any) -> str:

@@ -4,6 +4,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -133,11 +134,16 @@ def test_each_asset_shows_what_a_person_acts_on(finished):
         "item_embeddings": {"variant", "items", "size"},
         "item_clusters": {"two clusters", "sizes"},
         "leaderboard": {"leaderboard", "page"},
-        "champion": {"summary", "gate"},
+        "champion": {"summary", "gate", "reasons", "comparisons", "decision", "page"},
     }.items():
         assert names <= shown(finished, asset).keys()
     assert shown(finished, "split")["popularity"].value.startswith("![plot](data:image/png;base64,")
     assert "| most_pop |" in shown(finished, "leaderboard")["leaderboard"].value
+    champion = shown(finished, "champion")
+    assert champion["comparisons"].value.startswith("![plot](data:image/png;base64,")
+    assert "| integrity | yes |" in champion["gate"].value
+    assert "| asked by |" in champion["decision"].value
+    assert Path(champion["page"].path).is_file()
     assert shown(finished, "item_clusters")["two clusters"].value.startswith("![plot](data:image/png;base64,")
     assert "| clusters_3 |" in shown(finished, "item_clusters")["sizes"].value
 

@@ -85,14 +85,14 @@ def test_an_item_that_the_champion_never_saw_is_never_its_answer(package: Packag
     own = judge_package(package, SPLIT, CONFIG, torch.device("cpu"))
     assert found.lists["coverage@5"] <= 1 - 1 / ITEMS
     assert found.users == own.users
-    said = remarks(package, relabelled(SPLIT, np.arange(ITEMS), names))
+    said = remarks(package, relabelled(SPLIT, np.arange(ITEMS), names), "champion")
     assert any("1 of 30 items" in one for one in said)
 
 
 def test_a_training_that_reaches_into_the_test_window_is_said(package: Package):
-    assert remarks(package, SPLIT) == []
+    assert remarks(package, SPLIT, "champion") == []
     earlier = replace(SPLIT, test=replace(SPLIT.test, times=SPLIT.test.times - 1900))
-    assert any("favours the champion" in one for one in remarks(package, earlier))
+    assert any("favours the champion" in one for one in remarks(package, earlier, "champion"))
 
 
 def test_a_package_of_another_catalogue_shares_nothing(package: Package):

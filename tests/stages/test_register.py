@@ -4,115 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import mlflow.artifacts
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from tests.stages.small_shop import ITEMS, POLICY, World, prepare
 
-from noise2next.config import Params, Settings
-from noise2next.data.vocabulary import Vocabulary
+from noise2next.config import Settings
 from noise2next.errors import UserError
 from noise2next.registry import packaging, versions
 from noise2next.registry.packaging import CONTENT
 from noise2next.registry.versions import ModelRegistry
-from noise2next.stages import evaluate, register, train
-from noise2next.workspace import Workspace, write_json, writing
-
-USERS, ITEMS = 120, 20
-DAY = 86_400_000_000
-POLICY = """
-metric: recall@5
-bootstrap: {samples: 200, level: 0.95, seed: 1}
-guards: {ndcg@5: 0.05}
-baseline: {variant: most_pop}
-floors: {coverage@5: 0.05}
-limits: {latency_ms: 1000, size_mb: 100}
-"""
-
-
-class World(NamedTuple):
-    params: Params
-    space: Workspace
-    settings: Settings
-
-    def offer(self, *variants: str) -> register.RegistrationReport:
-        """Train and evaluate `variants`, forget the other evaluations, register."""
-        shutil.rmtree(self.space.artifacts / "evaluate", ignore_errors=True)
-        for name in ("most_pop", *variants):
-            train.run(self.params, self.space, self.settings, name)
-            evaluate.run(self.params, self.space, self.settings, name)
-        return register.run(self.params, self.space, self.settings)
-
-    @property
-    def registry(self) -> ModelRegistry:
-        return ModelRegistry(self.settings, self.space)
-
-    def aliases(self) -> dict[str, str]:
-        found = {name: self.registry.at(name) for name in ("challenger", "champion", "previous")}
-        return {name: str(version.version) for name, version in found.items() if version}
-
-    def count(self) -> int:
-        return len(self.registry.client.search_model_versions(f"name = '{self.registry.name}'"))
-
-
-def prepare(space: Workspace, seed: int, start: int, items: list[str]) -> None:
-    """Users of two tastes, three windows of time; half of each window's rows are of the user's taste."""
-    draw = np.random.default_rng(seed)
-    with writing(space.prepared) as folder:
-        Vocabulary(tuple(f"u{user}" for user in range(USERS))).save(folder / "users.parquet")
-        Vocabulary(tuple(items)).save(folder / "items.parquet")
-        for at, (name, rows) in enumerate({"train": 1500, "valid": 400, "test": 600}.items()):
-            users = np.sort(draw.integers(0, USERS, rows)).astype(np.int32)
-            half = len(items) // 2
-            taste = draw.integers(0, half, rows) + np.where(users % 2, half, 0)
-            chosen = np.where(draw.random(rows) < 0.9, taste, draw.integers(0, len(items), rows)).astype(np.int32)
-            times = (start + 100 * at) * DAY + np.arange(rows)
-            pq.write_table(pa.table({"user": users, "item": chosen, "time": times}), folder / f"{name}.parquet")
-        report = {"data_version": f"{seed:064d}", "items": len(items), "notes": []}
-        write_json(folder / "report.json", report)
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[World]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    ease, knn = "noise2next.models.ease.EASE", "noise2next.models.item_knn.ItemKNN"
-    split = {"kind": "global_time", "mask_seen": False}
-    shop = {"path": "s.csv", "format": "delimited", "columns": {"time": "t"}, "time_unit": "s", "split": split}
-    params = Params.model_validate(
-        {
-            "datasets": {"shop": shop},
-            "variants": {
-                "most_pop": {"model": "noise2next.models.popularity.MostPop"},
-                "faint": {"model": knn, "options": {"neighbours": 1}},
-                "ease": {"model": ease, "options": {"l2": 50}},
-                "twin": {"model": ease, "options": {"l2": 51}},
-                "noised": {"model": ease, "options": {"l2": 50}, "noise": {"share": 0.01}},
-            },
-            "trainer": {"metric": "recall@5"},
-            "evaluation": {"cutoffs": [5], "bootstrap_samples": 100},
-        }
-    )
-    space = Workspace(tmp_path, "shop")
-    space.promotion_policy.parent.mkdir()
-    space.promotion_policy.write_text(POLICY)
-    shutil.copy(empty_store, space.tracking_store)
-    prepare(space, 1, 0, [f"i{item}" for item in range(ITEMS)])
-    return World(params, space, Settings(root=tmp_path, device="cpu"))
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without experiments, made once: its tables take a second."""
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
-        versions.connect(Settings(root=root), Workspace(root, "shop"))
-    return root / "mlflow.db"
+from noise2next.stages import register
+from noise2next.workspace import Workspace
 
 
 def test_the_first_model_above_the_floors_is_champion_and_its_decision_is_kept(world: World):
@@ -123,10 +27,10 @@ def test_the_first_model_above_the_floors_is_champion_and_its_decision_is_kept(w
     champion = world.registry.champion()
     assert champion.tags["verified"] == "true"
     assert json.loads(champion.tags["decision"]) == json.loads(report.decision.model_dump_json())
-    kept = mlflow.artifacts.load_dict(
-        f"{world.registry.client.get_run(champion.run_id).info.artifact_uri}/decisions/version-1.json"
-    )
-    assert kept["promoted"] is True
+    assert mlflow.artifacts.load_dict(report.record.replace(".html", ".json"))["promoted"] is True
+    page = mlflow.artifacts.load_text(report.record)
+    assert page == (world.space.registration / "decision.html").read_text()
+    assert "let through" in page
     assert json.loads((world.space.registration / "report.json").read_text())["champion"] == "1"
 
 
@@ -201,10 +105,7 @@ def test_a_champion_of_another_catalogue_is_not_compared_and_that_is_said(world:
 
 def test_a_damaged_champion_does_not_bar_the_way(world: World):
     world.offer("faint")
-    weights = world.registry.fetch(world.registry.champion()) / CONTENT / "model" / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    world.damage("1")
     report = world.offer("ease")
     assert report.champion == "2"
     assert any("could not be compared" in one for one in report.decision.reasons)
@@ -251,7 +152,8 @@ def test_the_alias_moves_only_over_the_champion_that_was_compared(world: World):
     world.offer("ease")
     registry = world.registry
     with pytest.raises(UserError, match="meanwhile"):
-        registry.promote(registry.champion(), over=registry.at("previous"))
+        registry.promote(registry.champion(), registry.at("previous"), "promotion", "me", [])
+    assert world.aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
 
 
 def test_without_an_evaluation_there_is_nothing_to_register(world: World):

@@ -33,7 +33,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, at = (math.log10(x) if self.log else x for x in (self.low, self.high, max(value, 1e-12)))
+        low, high, at = (math.log10(max(x, 1e-12)) if self.log else x for x in (self.low, self.high, value))
         return round(self.start + (at - low) / (high - low) * (self.stop - self.start), 2)
 
     def ticks(self) -> list[Tick]:

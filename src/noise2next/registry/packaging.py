@@ -21,9 +21,7 @@ import json
 import logging
 import math
 import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -261,20 +259,6 @@ class Package:
         users = [self.users.ids[user] for user in chosen]
         answers = self.for_users(users, GOLDEN_K)
         return Golden(users=users, items=[one.items for one in answers], scores=[one.scores for one in answers])
-
-    def latency_ms(self, times: int = 30) -> float:
-        """Median wall time of one bare history, in milliseconds, after three that warm up."""
-        active = np.flatnonzero(self.histories.lengths)[:times]
-        bounds = [slice(self.histories.indptr[user], self.histories.indptr[user + 1]) for user in active]
-        histories = [[self.artifact.items.ids[item] for item in self.histories.items[rows]] for rows in bounds]
-        for history in histories[:3]:
-            self.for_histories([history], GOLDEN_K)
-        spent = []
-        for history in histories:
-            start = time.perf_counter()
-            self.for_histories([history], GOLDEN_K)
-            spent.append(1000 * (time.perf_counter() - start))
-        return statistics.median(spent) if spent else math.nan
 
     @cached_property
     def _everyone(self) -> Queries:

@@ -62,20 +62,23 @@ def judge_package(package: Package, split: Split, config: EvaluationConfig, devi
     """The package's model on the test window of `split`, every user's history read through its own vocabulary."""
     model = Translated(package.artifact.model, package.artifact.items, split.items).to(device)
     found = judge(model, split, package.artifact.card.variant.weighting, ["test"], config, device)["test"]
-    return Judged(tuple(split.users.ids[user] for user in found.users), found.per_user, found.lists)
+    users = tuple(split.users.ids[user] for user in found.users)
+    return Judged(users, split.known("test").lengths[found.users], found.per_user, found.lists)
 
 
-def remarks(package: Package, split: Split) -> list[str]:
-    """What makes the comparison uneven: items that one side lacks, test rows that the champion was trained on."""
+def remarks(package: Package, split: Split, side: str) -> list[str]:
+    """What makes the comparison uneven for the package, the `side` of it: items that it lacks, test rows that it was
+    trained on.
+    """
     said = []
     missing = split.n_items - shared_items(package, split)
     if missing:
-        said.append(f"the champion does not know {missing:,} of {split.n_items:,} items and cannot recommend them")
+        said.append(f"the {side} does not know {missing:,} of {split.n_items:,} items and cannot recommend them")
     until, times = package.about.trained_until, split.test.times
     if until is not None and times is not None and split.has_clock and len(times) and until >= times.min():
         share = float(np.mean(times <= until))
         said.append(
-            f"the champion's training reaches into this test window ({share:.0%} of its rows are not newer), "
-            "which favours the champion"
+            f"the {side}'s training reaches into this test window ({share:.0%} of its rows are not newer), "
+            f"which favours the {side}"
         )
     return said

@@ -5,23 +5,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from noise2next.config import Frozen, Params, Settings
 from noise2next.data.interactions import Split
 from noise2next.errors import UserError
-from noise2next.evaluation.report import EvaluationReport
 from noise2next.models.artifact import read_card
-from noise2next.registry.packaging import CONTENT, Package, check_golden
-from noise2next.registry.promotion import Decision, Judged, Policy, Version, decide
-from noise2next.registry.rejudge import judge_package, remarks, shared_items
+from noise2next.registry.packaging import check_golden
+from noise2next.registry.promotion import Decision, Policy
+from noise2next.registry.record import render
 from noise2next.registry.tracking import resume_run
-from noise2next.registry.versions import ModelRegistry, ModelVersion, as_version
-from noise2next.stages.evaluate import current_data_version
-from noise2next.stages.leaderboard import stale
-from noise2next.training.device import choose_device
-from noise2next.workspace import MANIFEST, Workspace, read_json, verify, write_json, writing
+from noise2next.registry.versions import ModelRegistry, ModelVersion
+from noise2next.stages import gate
+from noise2next.workspace import Workspace, read_json, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +35,8 @@ class RegistrationReport(Frozen):
     unchanged: bool  # the champion has these very weights already: nothing was registered
     champion: str | None  # version of the champion after this
     decision: Decision | None  # None when unchanged
-    latency_ms: float
+    record: str | None  # where the decision's page is kept in the registry; None when unchanged
+    latency_ms: float | None  # as the gate measured it; None where it was never asked, or had no need to measure
     size_mb: float
 
 
@@ -62,11 +57,11 @@ def run(params: Params, space: Workspace, settings: Settings) -> RegistrationRep
     chosen = min(scores, key=lambda name: (-scores[name], name))
     registry = ModelRegistry(settings, space)
     with registry.alone():
-        outcome = _offer(params, space, settings, policy, registry, chosen)
+        outcome = _offer(params, space, settings, registry, chosen)
         fallback = policy.baseline.variant if policy.baseline else None
         if outcome["champion"] is None and fallback in scores and fallback != chosen:
             # nobody is left without an answer: the baseline serves until something beats it
-            instead = _offer(params, space, settings, policy, registry, fallback)
+            instead = _offer(params, space, settings, registry, fallback)
             outcome = {**instead, "summary": f"{outcome['summary']}; {instead['summary']}"}
     report = RegistrationReport(
         dataset=space.dataset,
@@ -79,24 +74,25 @@ def run(params: Params, space: Workspace, settings: Settings) -> RegistrationRep
     )
     with writing(space.registration) as folder:
         write_json(folder / "report.json", report.model_dump(mode="json"))
+        if report.decision is not None:
+            (folder / "decision.html").write_text(render(report.decision), encoding="utf-8")
     log.info("%s", report.summary)
     return report
 
 
 def _candidates(params: Params, space: Workspace, metric: str) -> tuple[dict[str, float], dict[str, str]]:
     """Validation metric of each variant that may stand on the leaderboard, and why the others may not."""
-    dataset, data_version = params.dataset(space.dataset), current_data_version(space)
     scores: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name, variant in params.variants.items():
         if variant.noise is not None:
             left_out[name] = "it is an experiment with noise in what it reads"
             continue
-        if not (space.evaluation(name) / MANIFEST).is_file():
+        evaluation = gate.evaluation_of(space, name)
+        if evaluation is None:
             left_out[name] = "it has not been evaluated"
             continue
-        evaluation = _evaluation(space, name)
-        reason = stale(evaluation, space, dataset, data_version, metric)
+        reason = gate.not_comparable(params, space, evaluation)
         if reason is None:
             scores[name] = evaluation.metrics["valid"][metric].mean
         else:
@@ -105,7 +101,7 @@ def _candidates(params: Params, space: Workspace, metric: str) -> tuple[dict[str
 
 
 def _offer(
-    params: Params, space: Workspace, settings: Settings, policy: Policy, registry: ModelRegistry, chosen: str
+    params: Params, space: Workspace, settings: Settings, registry: ModelRegistry, chosen: str
 ) -> dict[str, Any]:
     """Make `chosen` challenger unless it is champion already, ask the gate, move the aliases."""
     card = read_card(space.model(chosen))
@@ -118,7 +114,8 @@ def _offer(
             "unchanged": True,
             "champion": str(champion.version),
             "decision": None,
-            "latency_ms": float(champion.tags["latency_ms"]),
+            "record": None,
+            "latency_ms": float(champion.tags["latency_ms"]) if "latency_ms" in champion.tags else None,
             "size_mb": float(champion.tags["size_mb"]),
         }
     dataset = params.dataset(space.dataset)
@@ -129,10 +126,9 @@ def _offer(
         with resume_run(settings, space, run_id) as run:
             version = registry.publish(space.model(chosen), split, dataset, run.run_id)
     registry.point("challenger", version.version)
-    decision = _gate(params, space, settings, policy, registry, version, champion, split)
-    registry.keep(decision)
+    decision, record = gate.ask(params, space, settings, registry, version)
     if decision.promoted:
-        registry.promote(version, champion)
+        registry.promote(version, champion, "promotion", decision.occasion.by, decision.reasons)
     holder = version if decision.promoted else champion
     return {
         "summary": _summary(registry, decision, holder),
@@ -141,7 +137,8 @@ def _offer(
         "unchanged": False,
         "champion": None if holder is None else str(holder.version),
         "decision": decision,
-        "latency_ms": float(version.tags["latency_ms"]),
+        "record": record,
+        "latency_ms": next((check.observed for check in decision.checks if check.name == "latency_ms"), None),
         "size_mb": float(version.tags["size_mb"]),
     }
 
@@ -154,72 +151,6 @@ def _whole(registry: ModelRegistry, version: ModelVersion) -> bool:
         log.warning("%s version %s: %s", registry.name, version.version, error)
         return False
     return True
-
-
-def _gate(
-    params: Params,
-    space: Workspace,
-    settings: Settings,
-    policy: Policy,
-    registry: ModelRegistry,
-    version: ModelVersion,
-    champion: ModelVersion | None,
-    split: Split,
-) -> Decision:
-    """Compare on the test window, user by user; the champion is judged anew on today's users."""
-    rival, said = _rival(params, settings, registry, champion, split)
-    baseline, unsaid = _baseline(params, space, policy, version)
-    return decide(
-        policy,
-        as_version(version),
-        _judged(space, version.tags["variant"]),
-        float(version.tags["latency_ms"]),
-        float(version.tags["size_mb"]),
-        rival,
-        baseline,
-        [*said, *unsaid],
-    )
-
-
-def _rival(
-    params: Params, settings: Settings, registry: ModelRegistry, champion: ModelVersion | None, split: Split
-) -> tuple[tuple[Version, Judged] | None, list[str]]:
-    """The champion on today's test window, and what must be said of the comparison."""
-    if champion is None:
-        return None, ["there was no champion to compare with"]
-    try:
-        package = Package.load(registry.fetch(champion) / CONTENT, settings.device)
-    except UserError as error:
-        return None, [f"champion version {champion.version} could not be compared: {error}"]
-    if not shared_items(package, split):
-        return None, [f"champion version {champion.version} knows none of today's items, so it was not compared"]
-    judged = judge_package(package, split, params.evaluation, choose_device(settings.device))
-    return (as_version(champion), judged), remarks(package, split)
-
-
-def _baseline(
-    params: Params, space: Workspace, policy: Policy, version: ModelVersion
-) -> tuple[Judged | None, list[str]]:
-    """The policy's baseline, unless it is the challenger itself or has no current evaluation."""
-    if policy.baseline is None or policy.baseline.variant == version.tags["variant"]:
-        return None, []
-    name = policy.baseline.variant
-    if name not in _candidates(params, space, policy.metric)[0]:
-        return None, [f"{name} has no evaluation on this data, so it was not compared"]
-    return _judged(space, name), []
-
-
-def _evaluation(space: Workspace, variant: str) -> EvaluationReport:
-    return EvaluationReport.model_validate(read_json(space.evaluation(variant) / "report.json"))
-
-
-def _judged(space: Workspace, variant: str) -> Judged:
-    """What the evaluator wrote of a variant on the test window."""
-    place = space.evaluation(variant)
-    verify(place)
-    table = pq.read_table(place / "per_user.parquet").filter(pc.field("part") == "test")
-    metrics = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("part", "user")}
-    return Judged(tuple(table.column("user").to_pylist()), metrics, _evaluation(space, variant).lists["test"])
 
 
 def _summary(registry: ModelRegistry, decision: Decision, holder: ModelVersion | None) -> str:
