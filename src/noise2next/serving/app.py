@@ -206,7 +206,8 @@ def _answer_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first, *others = error.errors()
-        said = first["msg"].removeprefix("Value error, ")
+        unknown = first["type"] == "extra_forbidden"
+        said = "unknown key; remove it or mend its spelling" if unknown else first["msg"].removeprefix("Value error, ")
         if first["type"] == "json_invalid":
             return _problem(400, f"not readable as JSON: {first['ctx']['error']}, character {first['loc'][1]}", "body")
         more = f" (and {len(others)} more)" if others else ""

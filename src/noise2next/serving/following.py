@@ -86,8 +86,9 @@ class Follower:
     @property
     def trouble(self) -> str | None:
         """What keeps the newest champion from being served, for people; None where nothing does."""
-        kept_out = self.kept_out
-        return self._trouble or (kept_out and f"version {kept_out.version} stays out: {kept_out.error}")
+        if self._trouble is None and self.kept_out is not None:
+            return f"version {self.kept_out.version} stays out: {self.kept_out.error}"
+        return self._trouble
 
     def look(self) -> None:
         """Ask the registry once, and load what is new. Nothing that goes wrong there is raised."""
