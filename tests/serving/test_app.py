@@ -158,12 +158,12 @@ def test_a_fault_of_ours_shows_nothing_of_its_inside(client, service: Service, m
         raise RuntimeError("a secret of the house")
 
     monkeypatch.setattr(type(service.package), "reply", fail)
-    answer = client.post("/recommend", json={"queries": [{"user_id": "u1"}]})
+    answer = client.post("/recommend", json={"queries": [{"history": ["i1"]}]})
     assert answer.status_code == 500
     assert set(answer.json()) == {"error", "where"}
     assert "secret" not in answer.text
     monkeypatch.undo()
-    assert recommend(client, {"user_id": "u1"})  # and the thread goes on
+    assert recommend(client, {"history": ["i1"]})  # and the thread goes on
 
 
 def test_health_ready_and_model_say_how_it_stands(client, service: Service):

@@ -108,7 +108,7 @@ def test_a_full_queue_is_said_at_once_and_forgets_nothing_that_waits(service, he
 
 def test_over_http_a_full_queue_is_503_with_a_time_to_come_back(service: Service, held: Held, monkeypatch):
     monkeypatch.setattr(batching, "MOST_WAITING", 0)
-    answer = TestClient(service.app).post("/recommend", json={"queries": [{"user_id": "u1"}]})
+    answer = TestClient(service.app).post("/recommend", json={"queries": [{"history": ["i1"]}]})
     held.go.set()
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert set(answer.json()) == {"error", "where"}

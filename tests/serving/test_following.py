@@ -126,12 +126,14 @@ def test_an_alias_that_is_taken_away_leaves_the_loaded_champion(shelf, service, 
 def test_swaps_under_load_fail_nothing_and_mix_nothing(shelf: Shelf):
     """Each answer has many rows, all of which must be those of the version that it names."""
     service = Service(shelf)
-    queries = [{"user_id": f"u{user}"} for user in range(39)] * 4  # more than one call takes
+    users, histories = [f"u{user}" for user in range(39)], [[f"i{item}", "i1"] for item in range(2, 29)] * 4
+    queries = [*({"user_id": user} for user in users), *({"history": history} for history in histories)]
     expected = {}
     for version in ("1", "2", "3"):
         shelf.champion = version
         service.follower.look()
-        expected[version] = [one.items for one in service.package.for_users([q["user_id"] for q in queries], 5)]
+        answers = [*service.package.for_users(users, 5), *service.package.for_histories(histories, 5)]
+        expected[version] = [one.items for one in answers]
     assert expected["1"] != expected["2"] != expected["3"]
     statuses, mixed, versions = Counter(), [], Counter()
 

@@ -49,7 +49,7 @@ def test_ending_answers_what_was_asked_before(shelf: Shelf, monkeypatch):
     address = "http://{}:{}".format(*listener.getsockname())
     httpx.get(f"{address}/health")
     with ThreadPoolExecutor(20) as callers:
-        many = {"queries": ONE["queries"] * 40, "k": 3}
+        many = {"queries": [{"history": ["i1", "i2"]}] * 40, "k": 3}
         asked = [callers.submit(httpx.post, f"{address}/recommend", json=many, timeout=20) for _ in range(20)]
         while service.batcher.waiting < 40:  # some wait, and some are being scored
             time.sleep(0.01)

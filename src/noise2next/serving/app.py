@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import noise2next
-from noise2next.registry.packaging import Asked
+from noise2next.registry.packaging import Asked, Reply
 from noise2next.serving import docs
 from noise2next.serving.batching import Batcher, Busy
 from noise2next.serving.following import Champion, Follower
@@ -78,6 +78,7 @@ def create_app(follower: Follower, batcher: Batcher, metrics: Metrics) -> FastAP
         docs_url=None, redoc_url=None, lifespan=alive,
     )  # fmt: skip
     metrics.waiting.set_function(lambda: batcher.waiting)
+    metrics.listed.set_function(lambda: follower.champion.lists.done if follower.champion else 0)
     app.add_middleware(_Bounded)
     app.add_middleware(_Measured, metrics=metrics)
     _answer_problems(app)
@@ -87,13 +88,17 @@ def create_app(follower: Follower, batcher: Batcher, metrics: Metrics) -> FastAP
             raise Refused(503, follower.trouble or "the champion is being loaded", "server")
         return follower.champion
 
-    async def replies(champion: Champion, asked: list[Asked], k: int, exclude_seen: bool) -> list[Any]:
+    async def replies(champion: Champion, asked: list[Asked], k: int, exclude_seen: bool) -> list[Reply]:
+        found = champion.lists.find(asked, k, exclude_seen)
+        missing = [query for query, reply in zip(asked, found, strict=True) if reply is None]
+        if not missing:
+            return [reply for reply in found if reply is not None]
         try:
-            found = await asyncio.wrap_future(batcher.ask(champion.package, asked, k, exclude_seen))
+            scored = iter(await asyncio.wrap_future(batcher.ask(champion.package, missing, k, exclude_seen)))
         except Busy as error:
             metrics.turned_away.inc()
             raise Refused(503, "more queries wait than can be answered in time; try again", "server") from error
-        return found
+        return [next(scored) if reply is None else reply for reply in found]
 
     @app.post(
         "/recommend",

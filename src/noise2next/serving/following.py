@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from noise2next.errors import UserError
 from noise2next.registry.packaging import Asked, Package, check_golden
+from noise2next.serving.lists import KnownLists
 from noise2next.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Champion:
     """A loaded version."""
 
     package: Package
+    lists: KnownLists
     name: str
     version: str
     variant: str
@@ -136,6 +138,7 @@ class Follower:
             return
         champion = loaded.result()
         self.champion, self.kept_out = champion, None
+        champion.lists.begin(lambda: self.champion is champion and not self._ended.is_set())
         self._metrics.serves(champion.version, champion.variant, champion.data_version)
         log.info("%s version %s (%s) is served", champion.name, champion.version, champion.variant)
 
@@ -161,6 +164,7 @@ def _load(registry: Registry, version: Any) -> Champion:
     card = package.artifact.card
     return Champion(
         package=package,
+        lists=KnownLists(package),
         name=registry.name,
         version=str(version.version),
         variant=card.variant.name,

@@ -26,6 +26,7 @@ class Metrics:
             "noise2next_batch_queries", "Queries scored in one call.", buckets=QUERIES, registry=of
         )
         self.waiting = Gauge("noise2next_waiting_queries", "Queries that wait to be scored.", registry=of)
+        self.listed = Gauge("noise2next_users_listed", "Users whose lists are worked out and looked up.", registry=of)
         self.turned_away = Counter(
             "noise2next_turned_away", "Requests refused because the queue was full.", registry=of
         )
