@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -40,7 +41,8 @@ class KnownLists:
 
     def fill(self, wanted: Callable[[], bool]) -> None:
         """Work them out here and now. On Linux a thread has a priority of its own, which is lowered for good."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         if not self.depth:
             return
         for users, items, scores in self._package.everyone(self.depth):

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 
 import torch
 import uvicorn
@@ -31,7 +32,7 @@ def run(space: Workspace, settings: Settings, host: str, port: int, poll_seconds
         metrics = Metrics()
         app = create_app(
             Follower(lambda: ModelRegistry(settings, space), poll_seconds, metrics),
-            Batcher(len(os.sched_getaffinity(0)), metrics.together.observe),
+            Batcher(_cores(), metrics.together.observe),
             metrics,
         )
         # The libraries stay as long as the process does: no collection need look at them while somebody waits.
@@ -43,6 +44,11 @@ def run(space: Workspace, settings: Settings, host: str, port: int, poll_seconds
         place = "{}:{}".format(*listener.getsockname()[:2])
         log.info("%s on http://%s, what there is at http://%s/docs; Ctrl-C ends it", space.dataset, place, place)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _listening(host: str, port: int) -> socket.socket:
