@@ -15,6 +15,9 @@ HOUSES = {  # a library and the only places that may import it
     "duckdb": ["src/noise2next/data"],
     "pyspark": ["src/noise2next/data"],
     "optuna": ["src/noise2next/stages/tune.py"],
+    "fastapi": ["src/noise2next/serving"],
+    "uvicorn": ["src/noise2next/serving"],
+    "prometheus_client": ["src/noise2next/serving"],
     "dvc": [],  # called as a program
 }
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

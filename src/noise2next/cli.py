@@ -384,6 +384,22 @@ def denoise(
     _show(stage.run(params, space, settings, user, k, out, variant), as_json, rows=("items", "names"))
 
 
+@app.command()
+def serve(
+    dataset: DatasetName = "sample",
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which the log names.")] = 8000,
+    poll: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How often to ask the registry for a newer champion.")
+    ] = 10.0,
+) -> None:
+    """Serve the champion over HTTP, and the next one from when it is promoted; /docs says what can be asked."""
+    from noise2next.serving import server
+
+    _, space, settings = _open(dataset, [])
+    server.run(space, settings, host, port, poll)
+
+
 # --- what papers say --------------------------------------------------------------------------------------------------
 
 

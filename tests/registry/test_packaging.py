@@ -5,24 +5,28 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
 from noise2next.config import Dataset, GlobalTime, Variant
 from noise2next.data.interactions import Interactions, Split
 from noise2next.data.queries import Queries
 from noise2next.data.vocabulary import Vocabulary
-from noise2next.data.weighting import weigh
+from noise2next.data.weighting import DAY, weigh
 from noise2next.errors import UserError
 from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.models.base import ClosedForm, build
 from noise2next.registry import packaging
-from noise2next.registry.packaging import CONTENT, Package, check_golden
+from noise2next.registry.packaging import CONTENT, Asked, Package, check_golden
+from noise2next.workspace import read_json, write_json
 
 USERS, ITEMS = 40, 12
 DATASET = Dataset.model_validate(
@@ -145,6 +149,49 @@ def test_an_unknown_user_is_a_sentence_with_the_remedy(package: Package):
         package.for_users(["nobody"], 3)
 
 
+def test_where_the_model_knows_nothing_recent_popularity_is_listed_and_said(package: Package):
+    asked = [Asked(user="u3"), Asked(user="nobody"), Asked(), Asked(history=["zz"]), Asked(history=["zz", "i1"])]
+    replies = package.reply(asked, 3)
+    assert [one.reason for one in replies] == [None, "unknown user", "empty history", "no known item", None]
+    times, histories = package.histories.times, package.histories
+    counted = np.bincount(histories.items, 0.5 ** ((times.max() - times) / (30 * DAY)), ITEMS)
+    best = np.argsort(-counted, kind="stable")[:3]
+    for one in replies[1:4]:
+        assert (one.fallback, one.known) == ("recent_popularity", 0)
+        assert counted[[int(item[1:]) for item in one.items]] == pytest.approx(counted[best])  # some are as good
+        assert one.scores == pytest.approx(counted[best])
+    assert replies[3].unknown == replies[4].unknown == ["zz"]
+    assert replies[4].items == package.for_histories([["i1"]], 3)[0].items
+
+
+def test_without_a_clock_popularity_is_plain(place: Path, tmp_path: Path):
+    copy = shutil.copytree(place, tmp_path / "copy") / CONTENT
+    about = read_json(copy / "about.json")
+    write_json(copy / "about.json", {**about, "trained_until": None})
+    package = Package.load(copy)
+    assert package.reply([Asked()], ITEMS)[0].scores == sorted(np.bincount(package.histories.items), reverse=True)
+
+
+def test_threads_that_score_at_once_leave_the_path_of_products_as_they_found_it(package: Package):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    seen = []
+    score = package.artifact.model.score
+
+    def looking(queries: Queries) -> torch.Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        time.sleep(0.002)
+        seen.append(torch.get_float32_matmul_precision())
+        return score(queries)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
+        patch.setattr(package.artifact.model, "score", looking)
+        list(threads.map(lambda _: package.for_users(["u3"], 2), range(40)))
+    assert set(seen) == {"highest"}
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision(before)
+
+
 def test_weights_by_age_count_a_bare_history_as_now(tmp_path: Path):
     aging = {"kind": "exponential", "half_life_days": 1e-9}
     package = packaging.build(trained(tmp_path / "model", aging, l2=5), SPLIT, DATASET, tmp_path / "package")
@@ -156,7 +203,7 @@ def test_weights_by_age_count_a_bare_history_as_now(tmp_path: Path):
 def test_the_pyfunc_answers_users_and_histories_in_one_frame(served, package: Package):
     frame = pd.DataFrame({"user_id": ["u3", None], "history": [None, ["i1", "zz"]]})
     answers = served.predict(frame, params={"k": 2})
-    assert list(answers.columns) == ["items", "scores", "known", "unknown"]
+    assert list(answers.columns) == ["items", "scores", "known", "unknown", "fallback", "reason"]
     assert answers["items"][0] == package.for_users(["u3"], 2)[0].items
     assert answers["items"][1] == package.for_histories([["i1"]], 2)[0].items
     assert answers["unknown"][1] == ["zz"]
@@ -173,9 +220,11 @@ def test_the_scoring_server_reads_records_that_leave_a_column_out(place: Path):
     user, history, text = answer.json()["predictions"]
     assert user["known"] > 0
     assert history == text
-    refused = client.post("/invocations", json={"dataframe_records": [{"user_id": "nobody"}]})
+    stranger = client.post("/invocations", json={"dataframe_records": [{"user_id": "nobody"}]})
+    assert stranger.json()["predictions"][0]["fallback"] == "recent_popularity"
+    refused = client.post("/invocations", json={"dataframe_records": [{"user_id": None}]})
     assert refused.status_code == 400
-    assert "nobody" in refused.text
+    assert "neither" in refused.text
 
 
 @pytest.mark.parametrize(
@@ -189,8 +238,9 @@ def test_a_query_that_asks_nothing_is_refused_with_what_is_wrong(package: Packag
 def test_the_pyfunc_lets_a_given_history_speak_for_an_unknown_user(served):
     frame = pd.DataFrame({"user_id": ["nobody"], "history": [["i1"]]})
     assert served.predict(frame, params={"exclude_seen": False})["known"][0] == 1
-    with pytest.raises(MlflowException, match="nobody"):
-        served.predict(pd.DataFrame({"user_id": ["nobody"]}))
+    assert served.predict(pd.DataFrame({"user_id": ["nobody"]}))["reason"][0] == "unknown user"
+    with pytest.raises(MlflowException, match="neither"):
+        served.predict(pd.DataFrame({"user_id": [None]}))
 
 
 def test_a_flipped_byte_is_found_before_anything_is_served(place: Path, tmp_path: Path):

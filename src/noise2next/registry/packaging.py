@@ -16,18 +16,18 @@ It is a folder for MLflow's pyfunc by models-from-code: no pickle, no cloudpickl
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import shutil
 import tempfile
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlflow.pyfunc
 import numpy as np
@@ -39,8 +39,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Array
 from numpy.typing import NDArray
+from pydantic import Field
 
-from noise2next.config import Dataset, Frozen
+from noise2next.config import Dataset, ExponentialWeights, Frozen, UniformWeights
 from noise2next.data.interactions import Interactions, Split
 from noise2next.data.queries import Queries
 from noise2next.data.vocabulary import Vocabulary, stable_key
@@ -60,6 +61,7 @@ SCORES_BYTES = 64 << 20  # of one block of scores while everyone is answered
 GOLDEN_USERS = 20
 GOLDEN_K = 10
 GOLDEN_TOLERANCE = 1e-6  # of a score, relative above one
+RECENT = ExponentialWeights(half_life_days=30)  # of recent popularity, as the entry `recent_pop` has it
 REQUIREMENTS = ("noise2next", "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch")
 
 
@@ -83,10 +85,29 @@ class Golden(Frozen):
 class Answer(Frozen):
     """What one query gets: raw item ids, best first."""
 
-    items: list[str]
-    scores: list[float]
-    known: int  # items of the history that the model knows; 0: the answer is the model's for an empty history
-    unknown: list[str]  # items of the history that it does not know
+    items: list[str] = Field(description="Raw item ids, best first; fewer than k where no more are left.")
+    scores: list[float] = Field(description="One a listed item, falling; comparable within this list only.")
+    known: int = Field(description="How many items of the history the model knows; with 0 nothing here is personal.")
+    unknown: list[str] = Field(description="The items of the given history that the model does not know.")
+
+
+class Reply(Answer):
+    """What anyone gets: the model's answer, or recent popularity where it knows nothing to answer from."""
+
+    fallback: Literal["recent_popularity"] | None = Field(
+        description="What was listed instead of the model's answer; null where the model answered."
+    )
+    reason: Literal["unknown user", "empty history", "no known item"] | None = Field(
+        description="Why there is a fallback; null where there is none."
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One query: a user by raw id, or, where no user is named, the items that someone took, oldest first."""
+
+    user: str | None = None
+    history: Sequence[str] = ()
 
 
 class DrawnAnswer(Frozen):
@@ -168,6 +189,15 @@ class Package:
         """One answer a history, oldest item first; nobody in training need have it. Unknown items are reported."""
         return self.answer(self.ask_histories(histories), k, exclude_seen)
 
+    def reply(self, asked: Sequence[Asked], k: int, exclude_seen: bool = True) -> list[Reply]:
+        """One reply a query, in their order, also to users who are not known and histories of which nothing is."""
+        by_user = [place for place, one in enumerate(asked) if one.user is not None and one.user in self.users.index]
+        by_history = [place for place, one in enumerate(asked) if one.user is None and one.history]
+        users = self.for_users([str(asked[place].user) for place in by_user], k, exclude_seen)
+        histories = self.for_histories([asked[place].history for place in by_history], k, exclude_seen)
+        answers = dict(zip([*by_user, *by_history], [*users, *histories], strict=True))
+        return [self._reply(one, answers.get(place), k) for place, one in enumerate(asked)]
+
     def ask_users(self, users: Sequence[str]) -> Questions:
         """What is known of each user. Raises UserError for a user who is not known."""
         places, unknown = self.users.encode(users)
@@ -213,7 +243,7 @@ class Package:
 
     def draw(self, questions: Questions, k: int, draws: int, exclude_seen: bool = True) -> list[DrawnAnswer]:
         """One answer a query, of `draws` draws of a stochastic model: draw 0 is the list that `answer` gives."""
-        with _one_float32():
+        with _ONE_FLOAT32:
             seen = questions.queries if exclude_seen else None
             found = draw_lists(self.artifact.model, questions.queries, seen, k, draws, SCORES_BYTES >> 20)
         ids = self.artifact.items.ids
@@ -240,7 +270,7 @@ class Package:
                 f"{self.artifact.card.variant.name}: its list does not come about in steps; name with --variant a "
                 "diffusion model, as a DiffRec"
             )
-        with _one_float32():
+        with _ONE_FLOAT32:
             return courses(model.denoising(questions.queries), questions.queries if exclude_seen else None, k)
 
     def everyone(
@@ -260,6 +290,31 @@ class Package:
         answers = self.for_users(users, GOLDEN_K)
         return Golden(users=users, items=[one.items for one in answers], scores=[one.scores for one in answers])
 
+    def _reply(self, asked: Asked, answer: Answer | None, k: int) -> Reply:
+        if answer is not None and answer.known:
+            return Reply(**dict(answer), fallback=None, reason=None)
+        items, scores = self._recent
+        reason: Literal["unknown user", "empty history", "no known item"] = "no known item"
+        if answer is None:
+            reason = "empty history" if asked.user is None else "unknown user"
+        return Reply(
+            items=items[:k],
+            scores=scores[:k],
+            known=0,
+            unknown=[] if answer is None else answer.unknown,
+            fallback="recent_popularity",
+            reason=reason,
+        )
+
+    @cached_property
+    def _recent(self) -> tuple[list[str], list[float]]:
+        """All items and how often they were taken, best first; the newer the more it counts, where there is a clock."""
+        clocked = self.about.trained_until is not None and self.histories.times is not None
+        taken = weigh(self.histories, RECENT if clocked else UniformWeights(), clocked)
+        counts = np.bincount(taken.items, taken.weights, len(self.artifact.items))
+        scores, items = top_k(torch.from_numpy(counts)[None], len(counts))
+        return [self.artifact.items.ids[item] for item in items[0].tolist()], scores[0].tolist()
+
     @cached_property
     def _everyone(self) -> Queries:
         return Queries.of(self.histories, len(self.artifact.items), self.users.keys, self._device)
@@ -270,12 +325,12 @@ class Package:
         return tensors[0].device if tensors else torch.device("cpu")
 
     def _begin(self) -> None:
-        with _one_float32():
+        with _ONE_FLOAT32:
             self.artifact.model.begin_scoring()
 
     @torch.inference_mode()
     def _rank(self, queries: Queries, k: int, exclude_seen: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        with _one_float32():
+        with _ONE_FLOAT32:
             scores = self.artifact.model.score(queries)
         if exclude_seen:
             seen = (queries.rows(), queries.items)
@@ -318,18 +373,33 @@ def check_golden(place: Path) -> Package:
     return package
 
 
-@contextlib.contextmanager
-def _one_float32() -> Iterator[None]:
+class _OneFloat32:
     """One path for float32 products in every process, so that golden answers come again to the last digits.
 
-    It is torch's default, which on a CPU is also three times quicker for a single row than the path for batches.
+    It is torch's default, which on a CPU is also three times quicker for a single row than the path for batches. The
+    path is the process's, so of several threads the first to come sets it and the last to go sets it back.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = "highest"
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("highest")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.set_float32_matmul_precision(self._before)
+
+
+_ONE_FLOAT32 = _OneFloat32()
 
 
 def size_mb(place: Path) -> float:
@@ -343,20 +413,14 @@ def size_mb(place: Path) -> float:
 def answer_frame(package: Package, frame: pd.DataFrame, k: int, exclude_seen: bool) -> pd.DataFrame:
     """One row a query: `history` (raw item ids, oldest first) is asked where a row has one, else `user_id`.
 
-    Raises UserError for an unknown user, for a row with neither, and for a history that is no list.
+    Raises UserError for a row with neither, and for a history that is no list.
     """
-    queries = [_query(row) for row in frame.to_dict("records")]
-    by_user = [place for place, (user, _) in enumerate(queries) if user is not None]
-    by_history = [place for place, (user, _) in enumerate(queries) if user is None]
-    answers = dict(zip(by_user, package.for_users([str(queries[p][0]) for p in by_user], k, exclude_seen), strict=True))
-    answers |= zip(by_history, package.for_histories([queries[p][1] for p in by_history], k, exclude_seen), strict=True)
-    return pd.DataFrame(
-        [answers[place].model_dump() for place in range(len(queries))], columns=list(Answer.model_fields)
-    )
+    replies = package.reply([_asked(row) for row in frame.to_dict("records")], k, exclude_seen)
+    return pd.DataFrame([reply.model_dump() for reply in replies], columns=list(Reply.model_fields))
 
 
-def _query(row: Mapping[Hashable, Any]) -> tuple[str | None, list[str]]:
-    """(user, []) or (None, history) of one row. A history may also be the text of a JSON list, as CSV needs it."""
+def _asked(row: Mapping[Hashable, Any]) -> Asked:
+    """The query of one row. A history may also be the text of a JSON list, as CSV needs it."""
     history, user = row.get("history"), row.get("user_id")
     if isinstance(history, str):
         try:
@@ -364,12 +428,12 @@ def _query(row: Mapping[Hashable, Any]) -> tuple[str | None, list[str]]:
         except json.JSONDecodeError as error:
             raise UserError(f'history: {history!r} is no JSON list; write it as ["id", "id"]') from error
     if isinstance(history, list | tuple | np.ndarray):
-        return None, [str(item) for item in history]
+        return Asked(history=[str(item) for item in history])
     if not _absent(history):
         raise UserError(f"history: {history!r} is not a list of item ids")
     if _absent(user):
         raise UserError("a query needs a `user_id` or a `history`, a list of item ids; this one has neither")
-    return str(user), []
+    return Asked(user=str(user))
 
 
 def _absent(value: Any) -> bool:
@@ -388,6 +452,8 @@ def signature() -> ModelSignature:
                 ColSpec(Array(number), "scores"),
                 ColSpec(DataType.long, "known"),
                 ColSpec(Array(text), "unknown"),
+                ColSpec(text, "fallback", required=False),
+                ColSpec(text, "reason", required=False),
             ]
         ),
         params=ParamSchema(
