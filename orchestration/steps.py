@@ -116,7 +116,7 @@ def steps(params: Params) -> list[Step]:
             name="drift",
             stage=None,
             group="drift",
-            description="What came in since the champion was made, what a newer model lists, what its own lists were worth.",
+            description="What came in since the champion was made, what a newer model lists, what came of the lists.",
             work=work.drift,
             upstream=("recommendations", "interactions"),  # new rows are judged before anything is trained on them
             kinds=frozenset({"scipy"}),
