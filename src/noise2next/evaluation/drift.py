@@ -121,7 +121,18 @@ def _finding(name: str, now: _Judged, past: list[_Judged], tail: int, margin: fl
         limit=limit,
         past=tuple(one.value if one.after is None else one.after for one in past),
         alarmed=alarmed,
-        sentence=f"{name}: {said}" + (f"; {_REMEDIES = {
+        sentence=f"{name}: {said}" + (f"; {_REMEDIES[name]}" if alarmed else ""),
+    )
+
+
+_SAID = {
+    "item_mix": "Jensen-Shannon distance {value:.3f}, limit {limit:.3f}",
+    "activity": "rows of a user differ by {value:.2f} doublings, limit {limit:.2f}",
+    "volume": "rows differ by {value:.2f} doublings, limit {limit:.2f}",
+    "new_items": "{value:.1%} of the rows are of new items, before {before:.1%}, limit {limit:.1%}",
+    "new_users": "{value:.1%} of the users are new, before {before:.1%}, limit {limit:.1%}",
+}
+_REMEDIES = {
     "item_mix": "other items are taken than when the champion was made; see whether the log is in order, then retrain",
     "activity": "users take more or less than they did; see whether rows are lost or doubled, then retrain",
     "volume": "the log has grown or shrunk; see whether rows are lost or doubled, then retrain",
@@ -130,7 +141,7 @@ def _finding(name: str, now: _Judged, past: list[_Judged], tail: int, margin: fl
 }
 
 
-# --- everything that is compared is a sum over users ------------------------------------------------------------------
+# --- everything that is compared is a sum over users -----------------------------------------------------------------
 
 _ROWS, _NEW_ROWS, _NEW_USERS, _USERS = range(4)
 
