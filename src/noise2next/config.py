@@ -296,6 +296,7 @@ class DriftMargins(Frozen):
     """By how much more than it usually does the log must move before anybody is alarmed."""
 
     item_mix: Share = 0.1  # Jensen-Shannon distance, beyond chance
+    popularity: Share = 0.05  # the same, of the tenths of the catalogue by popularity
     activity: PositiveFloat = 0.3  # doublings of a user's rows
     volume: PositiveFloat = 0.5  # doublings of all rows
     new_items: Share = 0.05  # of the rows
@@ -311,7 +312,7 @@ class DriftConfig(Frozen):
     least_users: PositiveInt = 100  # likewise, and with later events for the outcome
     least_item_users: PositiveInt = 3  # who took an item in a stretch, before it counts as a new one
     level: Share = (
-        0.99  # of all log that has not changed this share or more is not alarmed, all five questions together
+        0.99  # of all log that has not changed this share or more is not alarmed, all six questions together
     )
     draws: Annotated[int, Field(ge=100)] = 1000  # of what chance alone does
     margins: DriftMargins = DriftMargins()
@@ -321,7 +322,7 @@ class DriftConfig(Frozen):
 
     @model_validator(mode="after")
     def _enough_draws(self) -> Self:
-        least = math.ceil(5 / (1 - self.level) - 1e-6)
+        least = math.ceil(len(DriftMargins.model_fields) / (1 - self.level) - 1e-6)
         if self.draws < least:
             raise ValueError(f"draws {self.draws}: to see what happens in 1 - level of all cases takes {least} or more")
         return self

@@ -24,8 +24,9 @@ from scipy.stats import wasserstein_distance
 
 from noise2next.config import DriftConfig, Frozen
 from noise2next.data.recent import Recent
+from noise2next.evaluation.lists import BANDS
 
-QUESTIONS = ("item_mix", "activity", "volume", "new_items", "new_users")
+QUESTIONS = ("item_mix", "popularity", "activity", "volume", "new_items", "new_users")
 RISES = ("new_items", "new_users")  # shares, of which only more is alarming; the others are distances
 PAST_DRAWS = 100  # for the mean of a distance by chance, which needs fewer than its tail
 DRAWS_BYTES = 64 << 20
@@ -127,6 +128,7 @@ def _finding(name: str, now: _Judged, past: list[_Judged], tail: int, margin: fl
 
 _SAID = {
     "item_mix": "Jensen-Shannon distance {value:.3f}, limit {limit:.3f}",
+    "popularity": "Jensen-Shannon distance {value:.3f} between the tenths of the catalogue, limit {limit:.3f}",
     "activity": "rows of a user differ by {value:.2f} doublings, limit {limit:.2f}",
     "volume": "rows differ by {value:.2f} doublings, limit {limit:.2f}",
     "new_items": "{value:.1%} of the rows are of new items, before {before:.1%}, limit {limit:.1%}",
@@ -134,6 +136,7 @@ _SAID = {
 }
 _REMEDIES = {
     "item_mix": "other items are taken than when the champion was made; see whether the log is in order, then retrain",
+    "popularity": "the popular are taken more or less than they were; see whether the log is in order, then retrain",
     "activity": "users take more or less than they did; see whether rows are lost or doubled, then retrain",
     "volume": "the log has grown or shrunk; see whether rows are lost or doubled, then retrain",
     "new_items": "the champion cannot recommend what it never saw; retrain",
@@ -177,6 +180,7 @@ class _Pair:
     before: sparse.csr_array
     after: sparse.csr_array
     n_items: int
+    bands: NDArray[np.float64]  # [I, 10]: the tenth of the items, by the rows of both stretches, that an item is in
     doublings: NDArray[np.float64]  # of the lengths
 
     @classmethod
@@ -197,7 +201,11 @@ class _Pair:
             )
             for side in (one, other)
         )
-        return cls(before, after, len(items), np.log2(lengths))
+        popular = np.argsort(-(before + after).sum(axis=0)[: len(items)], kind="stable")
+        bands = np.zeros((len(items), BANDS))
+        for band, members in enumerate(np.array_split(popular, BANDS)):
+            bands[members, band] = 1
+        return cls(before, after, len(items), bands, np.log2(lengths))
 
     def judged(self, draws: int, draw: np.random.Generator) -> dict[str, _Judged]:
         """Each question, with what swapping users gives; empty where a stretch has no row."""
@@ -236,6 +244,7 @@ class _Pair:
         return {
             # equal mixes may give the root of minus one rounding error
             "item_mix": np.nan_to_num(jensenshannon(*mixes, base=2, axis=1)),
+            "popularity": np.nan_to_num(jensenshannon(*(mix @ self.bands for mix in mixes), base=2, axis=1)),
             "activity": np.array(
                 [
                     wasserstein_distance(self.doublings, self.doublings, one, other)
