@@ -43,6 +43,12 @@ def definitions(root: Path) -> dg.Definitions:
                 partitions_def=datasets,
                 description="From the raw log to the split; no model is trained.",
             ),
+            dg.define_asset_job(
+                "watch",
+                selection=dg.AssetSelection.assets("raw_interactions", "interactions", "drift"),
+                partitions_def=datasets,
+                description="Read the log anew and ask whether it has drifted from the champion; nothing is trained.",
+            ),
         ],
         resources={"project": Project(root=str(root))},
         # Each run is a process of its own already; one more for every step would cost 4 to 6 seconds of imports each.

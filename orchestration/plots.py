@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from noise2next.config import Weighting
     from noise2next.data.interactions import Split
+    from noise2next.evaluation.drift import Finding
+    from noise2next.evaluation.outcome import OutcomeReport
     from noise2next.evaluation.report import DrawsReport
     from noise2next.evaluation.significance import Interval
     from noise2next.registry.promotion import Decision
@@ -173,6 +175,37 @@ def reliability(draws: "DrawsReport") -> dg.MarkdownMetadataValue:
     axes.set_xlim(0, 1.03)
     axes.set_ylim(0, max(1e-3, 1.25 * max(rates)))
     return _embedded(figure)
+
+
+def drift(findings: "Sequence[Finding]") -> dg.MarkdownMetadataValue | None:
+    """Each question's values over its limit of today: earlier stretches faint, today's filled; None: nothing judged."""
+    judged = [
+        (one.name, one.value / one.limit, [value / one.limit for value in one.past], one.alarmed)
+        for one in findings
+        if one.about == "input" and one.value is not None and one.limit
+    ]
+    if not judged:
+        return None
+    figure, axes = _canvas("Input, as a share of today's limit", "", "", height=0.9 + 0.3 * len(judged))
+    for place, (_, today, past, alarmed) in enumerate(judged):
+        axes.scatter(past, [place] * len(past), color=FAINT)
+        axes.scatter(today, place, color=PARTS["test"] if alarmed else PARTS["train"], zorder=3)
+    axes.axvline(1, color=INK, linewidth=1, linestyle=":")
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(judged)), [name for name, *_ in judged])
+    axes.invert_yaxis()
+    return _embedded(figure)
+
+
+def outcomes(reports: "Sequence[OutcomeReport]") -> dg.MarkdownMetadataValue | None:
+    """What came of each kept table, beside popularity on the same users; None where nothing has come yet."""
+    if not reports:
+        return None
+    rows = {}
+    for one in reports:
+        rows[f"version {one.model_version} ({one.variant})"] = one.recall
+        rows[f"popularity, same users as {one.model_version}"] = one.popularity
+    return intervals(rows, f"recall@{reports[-1].k} of later events")
 
 
 def denoising(report: "DenoisingReport") -> dg.MarkdownMetadataValue:

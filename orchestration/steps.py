@@ -18,7 +18,7 @@ class Step:
     """One asset: its place in the graph, and the function (project, dataset) that makes it."""
 
     name: str
-    stage: str | None  # the DVC stage of that name; None for the raw log
+    stage: str | None  # the DVC stage of that name; None for the raw log and for what only the registry decides
     group: str
     description: str
     work: Work
@@ -30,11 +30,12 @@ class Step:
 
 
 def steps(params: Params) -> list[Step]:
-    """The whole graph: the chain up to the split, two assets a variant, the clusters, the table and the champion.
+    """The whole graph: the chain to the split, two assets a variant, the clusters, the table, the champion, its lists.
 
     Each asset names the one before it; what it reads from further back is part of that one's version (a validation
     holds for its rows, a model for its split). So the groups, collapsed, are one row of boxes, but for the clusters:
-    they are made of a trained model, and latent models are made of them.
+    they are made of a trained model, and latent models are made of them; and but for drift, which also asks the newest
+    rows before anything is made of them.
     """
     variants = list(params.variants)
     plain = [name for name in variants if name not in params.latent_variants]
@@ -100,6 +101,31 @@ def steps(params: Params) -> list[Step]:
             upstream=("leaderboard",),
             kinds=frozenset({"mlflow"}),
             code_version=versions.of_code("register"),
+        ),
+        Step(
+            name="recommendations",
+            stage=None,  # DVC cannot see where an alias points
+            group="recommendation",
+            description="The champion's lists for everyone, kept for the day on which they can be judged.",
+            work=work.recommendations,
+            upstream=("champion",),
+            kinds=frozenset({"parquet"}),
+            code_version=versions.of_code("recommend", params.recommendations.model_dump(mode="json")),
+        ),
+        Step(
+            name="drift",
+            stage=None,
+            group="drift",
+            description="What came in since the champion was made, what a newer model lists, what came of the lists.",
+            work=work.drift,
+            upstream=("recommendations", "interactions"),  # new rows are judged before anything is trained on them
+            kinds=frozenset({"scipy"}),
+            code_version=versions.of_code("drift", params.drift.model_dump(mode="json")),
+            checks={
+                "input": "What comes in moves no more than chance and the usual movement explain.",
+                "prediction": "A newer model of the champion's variant still recommends much the same.",
+                "outcome": "What was recommended is taken as the test window promised, or popularity has fallen too.",
+            },
         ),
     ]
 

@@ -3,7 +3,7 @@
 Heavy imports stand inside the functions, so that the definitions load in a second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from orchestration.metadata import by_cutoff, described, table
 from orchestration.project import Project
 
 if TYPE_CHECKING:
+    from noise2next.evaluation.drift import Finding
     from noise2next.evaluation.report import DrawsReport
     from noise2next.registry.promotion import Decision
 
@@ -320,6 +321,55 @@ def _of_decision(decision: "Decision") -> dict[str, Any]:
         **compared,
         "decision": table(facts, ""),
     }
+
+
+def recommendations(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Write the champion's lists for everyone, or leave them as they are; show how many there are."""
+    from noise2next.stages import recommend
+
+    report = recommend.run(project.params(), project.space(dataset), project.settings())
+    return _made(Path(report.path).parent, described(report, leave_out=("dataset", *UNREAD)))
+
+
+def drift(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
+    """Judge what has come since; an alarm is a failed check that warns, and stops nothing."""
+    from noise2next.stages import drift as stage
+    from orchestration import plots
+
+    space = project.space(dataset)
+    report = stage.run(project.params(), space, project.settings())
+    columns = ("value", "before", "chance", "usual", "limit", "alarmed")
+    rows = {one.name: {name: _blank(getattr(one, name)) for name in columns} for one in report.findings}
+    pictures = {
+        "input": plots.drift(report.findings),
+        "outcome": plots.outcomes(report.outcomes),
+    }
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(versions.of_output(space.drift)),
+        check_results=[_answered(report.findings, about) for about in ("input", "prediction", "outcome")],
+        metadata={
+            **{name: picture for name, picture in pictures.items() if picture is not None},
+            "findings": table(rows, "question"),
+            **described(report, leave_out=("dataset", "findings", *UNREAD)),
+            "folder": dg.MetadataValue.path(space.drift),
+        },
+    )
+
+
+def _answered(findings: "Sequence[Finding]", about: str) -> dg.AssetCheckResult:
+    """The findings of one kind as the check of that name."""
+    mine = [one for one in findings if one.about == about]
+    return dg.AssetCheckResult(
+        check_name=about,
+        passed=not any(one.alarmed for one in mine),
+        severity=dg.AssetCheckSeverity.WARN,
+        description="\n".join(one.sentence for one in mine),
+        metadata={one.name: one.value for one in mine if one.value is not None},
+    )
+
+
+def _blank(value: Any) -> Any:
+    return "" if value is None else value
 
 
 def _left_out(reason: str) -> dg.MaterializeResult[Any]:

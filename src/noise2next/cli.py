@@ -335,9 +335,11 @@ def recommend(
     history: Annotated[
         str | None, typer.Option(help="Item ids with commas between, oldest first: any history.")
     ] = None,
-    everyone: Annotated[bool, typer.Option("--all", help="Every user, into the file --out.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The Parquet file for --all.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Every user: a table that is kept, or the file --out.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --all: a Parquet file of your own.")] = None,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="How many items; 10 when left out.")] = None,
     variant: NotTheChampion = None,
     draws: Annotated[
         int | None, typer.Option(min=2, help="Order by the share of so many draws that list an item; not with --all.")
@@ -348,23 +350,47 @@ def recommend(
     """Recommend to a known user, to any history, or to everyone; from the champion unless a variant is named."""
     if sum((user is not None, history is not None, everyone)) != 1:
         raise UserError("recommend: give exactly one of --user ID, --history ID,ID,... and --all")
-    if everyone != (out is not None):
-        raise UserError("recommend: --all and --out FILE.parquet go together")
+    if out is not None and not everyone:
+        raise UserError("recommend: --out FILE.parquet is for everyone's lists; give --all with it")
+    if everyone and out is None and (variant is not None or k is not None):
+        raise UserError(
+            "recommend: --all keeps the champion's table, with as many items as recommendations.k in params.yaml says; "
+            "leave --variant and -k out, or name a file of your own with --out FILE.parquet"
+        )
     if everyone and draws is not None:
         raise UserError("recommend: --draws looks at one list; take it with --user or --history, or leave it out")
     from noise2next.stages import recommend as stage
 
     params, space, settings = _open(dataset, overrides)
-    if everyone:
-        assert out is not None
-        _show(stage.for_all(params, space, settings, out, k, variant), as_json)
-        return
+    if everyone and out is None:
+        return _show(stage.run(params, space, settings), as_json)
+    many = k or 10
+    if everyone and out is not None:
+        return _show(stage.for_all(params, space, settings, out, many, variant), as_json)
     if user is not None:
-        report = stage.for_user(params, space, settings, user, k, variant, draws)
+        report = stage.for_user(params, space, settings, user, many, variant, draws)
     else:
         items = [item.strip() for item in (history or "").split(",") if item.strip()]
-        report = stage.for_history(params, space, settings, items, k, variant, draws)
+        report = stage.for_history(params, space, settings, items, many, variant, draws)
     _show(report, as_json, rows=("items", "names", "scores", "shares"))
+
+
+@app.command()
+def drift(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Hold what has been ingested since against what the champion was made for; drift is told and is no error."""
+    from noise2next.stages import drift as stage
+
+    params, space, settings = _open(dataset, overrides)
+    report = stage.run(params, space, settings)
+    if as_json:
+        return _print_json(report)
+    out = Console()
+    for finding in report.findings:
+        style = "bold red" if finding.alarmed else "dim" if finding.value is None else ""
+        out.print(f"{'drift' if finding.alarmed else '     '} {_plain(finding.sentence)}", style=style, highlight=False)
+    champion = f"version {report.champion} ({report.variant})"
+    verdict = "has drifted from" if report.drifted else "is still that of"
+    out.print(f"[bold]{report.dataset} {verdict} champion {champion}[/]", highlight=False, soft_wrap=True)
 
 
 @app.command()

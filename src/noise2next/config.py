@@ -6,6 +6,7 @@ Nothing here is read at import time. Unknown keys are refused with the file, the
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -284,6 +285,49 @@ class ClusteringConfig(Frozen):
     n_init: PositiveInt = 10  # k-means runs, of which the best is kept
 
 
+class RecommendationsConfig(Frozen):
+    """Everyone's lists, made ahead of the asking and kept for the day on which one can see what they were worth."""
+
+    k: PositiveInt = 20
+    keep: PositiveInt = 6  # tables; of more, the oldest go
+
+
+class DriftMargins(Frozen):
+    """By how much more than it usually does the log must move before anybody is alarmed."""
+
+    item_mix: Share = 0.1  # Jensen-Shannon distance, beyond chance
+    popularity: Share = 0.05  # the same, of the tenths of the catalogue by popularity
+    activity: PositiveFloat = 0.3  # doublings of a user's rows
+    volume: PositiveFloat = 0.5  # doublings of all rows
+    new_items: Share = 0.05  # of the rows
+    new_users: Share = 0.1  # of the users
+
+
+class DriftConfig(Frozen):
+    """When what comes in, what is shown, or what comes of it is no longer what the champion was made for."""
+
+    days: PositiveFloat = 28.0  # the longest stretch of the log that is held against an earlier one
+    stretches: Annotated[int, Field(ge=1)] = 5  # of equal length before it, which say what is usual
+    least_rows: PositiveInt = 500  # in each of the two stretches, else nothing is said of them
+    least_users: PositiveInt = 100  # likewise, and with later events for the outcome
+    least_item_users: PositiveInt = 3  # who took an item in a stretch, before it counts as a new one
+    level: Share = (
+        0.99  # of all log that has not changed this share or more is not alarmed, all six questions together
+    )
+    draws: Annotated[int, Field(ge=100)] = 1000  # of what chance alone does
+    margins: DriftMargins = DriftMargins()
+    overlap: Share = 0.3  # of the newest model's list with the champion's: less is another recommender
+    overlap_users: PositiveInt = 2000  # at most so many are asked
+    decay: Share = 0.2  # the share of its lead over popularity that the champion may lose
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> Self:
+        least = math.ceil(len(DriftMargins.model_fields) / (1 - self.level) - 1e-6)
+        if self.draws < least:
+            raise ValueError(f"draws {self.draws}: to see what happens in 1 - level of all cases takes {least} or more")
+        return self
+
+
 class Params(Frozen):
     """The whole of params.yaml."""
 
@@ -295,6 +339,8 @@ class Params(Frozen):
     clustering: ClusteringConfig = ClusteringConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    recommendations: RecommendationsConfig = RecommendationsConfig()
+    drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="before")
     @classmethod

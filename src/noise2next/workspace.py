@@ -22,7 +22,7 @@ from typing import Any
 from noise2next.errors import UserError
 
 MANIFEST = "manifest.json"
-PER_DATASET = ("ingest", "validate", "prepare", "embed", "cluster", "leaderboard", "register")
+PER_DATASET = ("ingest", "validate", "prepare", "embed", "cluster", "leaderboard", "register", "drift")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,23 @@ class Workspace:
         """report.json: the decision and why"""
         return self.artifacts / "register"
 
+    def recommended(self, model_version: str, data_version: str) -> Path:
+        """Everyone's lists by one model of one data: recommendations.parquet, report.json"""
+        return self._recommendations / f"{model_version}-{data_version[:12]}"
+
+    def kept_recommendations(self) -> list[Path]:
+        """The tables that are there as a whole, in no order."""
+        return [one.parent for one in self._recommendations.glob(f"[!.]*/{MANIFEST}")]
+
+    @property
+    def _recommendations(self) -> Path:
+        return self.artifacts / "recommendations"
+
+    @property
+    def drift(self) -> Path:
+        """report.json: what has moved since the champion was made"""
+        return self.artifacts / "drift"
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -188,6 +205,15 @@ def writing(place: Path) -> Iterator[Path]:
     finally:
         os.close(held)
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def remove(place: Path) -> None:
+    """Take an output folder away: a reader finds it whole or not at all."""
+    with locked(place):
+        retired = _fresh(place)
+        os.replace(place, retired)
+        _sync_folder(place.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -282,6 +308,8 @@ def _again(path: Path) -> str:
     match path.parts[path.parts.index("artifacts") + 1 :] if "artifacts" in path.parts else ():
         case (dataset, ("train" | "evaluate") as stage, variant, _, *_):
             return f"`noise2next {stage} --dataset {dataset} --variant {variant}` makes the folder again"
+        case (dataset, "recommendations", _, _, *_):
+            return f"`noise2next recommend --dataset {dataset} --all` makes the champion's table again"
         case (dataset, stage, _, *_) if stage in PER_DATASET:
             return f"`noise2next {stage} --dataset {dataset}` makes the folder again"
     return "make the folder again"

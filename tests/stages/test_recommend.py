@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noise2next.config import Params, Settings
+from noise2next.config import Params, RecommendationsConfig, Settings
 from noise2next.data.vocabulary import Vocabulary
 from noise2next.errors import UserError
+from noise2next.registry import packaging
 from noise2next.registry.packaging import CONTENT
 from noise2next.registry.versions import ModelRegistry
 from noise2next.stages import denoise, evaluate, recommend, register, train
@@ -256,6 +262,106 @@ def test_a_table_that_fails_half_way_leaves_the_old_one(world: World, tmp_path: 
         recommend.for_all(*world, out, 3)
     assert out.read_bytes() == b"yesterday's"
     assert [path.name for path in tmp_path.iterdir()] == ["all.parquet"]
+
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def shop(world: World, tmp_path: Path) -> World:
+    """A copy of the world, in which no table is kept yet."""
+    root = shutil.copytree(world.space.root, tmp_path / "shop")
+    return World(world.params, Workspace(root, "shop"), Settings(root=root, device="cpu"))
+
+
+def test_the_kept_table_is_the_file_that_anyone_may_have_with_its_time(shop: World, tmp_path: Path):
+    report = recommend.run(*shop, NOW)
+    assert Path(report.path).parent == shop.space.recommended("1", "1" * 64)
+    table, file = pq.read_table(report.path), recommend.for_all(*shop, tmp_path / "all.parquet", report.k)
+    assert set(table.column("time").to_pylist()) == {NOW}
+    assert table.schema == pq.read_table(file.path).schema
+    assert table.drop(["time"]) == pq.read_table(file.path).drop(["time"])
+    assert (report.users, report.rows, report.left_out) == (file.users, file.rows, 1)
+    assert report.known_until is not None
+    assert report.known_until == max(
+        pq.read_table(shop.space.prepared / f"{part}.parquet").column("time").to_numpy().max()
+        for part in ("train", "valid", "test")
+    )
+    assert recommend.kept(Path(report.path).parent) == report
+
+
+def test_a_table_once_made_stays_as_it_is_until_it_is_damaged_or_asked_for_otherwise(shop: World):
+    first = recommend.run(*shop, NOW)
+    assert recommend.run(*shop) == first
+    Path(first.path).write_bytes(b"half")
+    second = recommend.run(*shop)
+    assert second.made > first.made
+    longer = shop.params.model_copy(update={"recommendations": RecommendationsConfig(k=3)})
+    assert recommend.run(longer, shop.space, shop.settings).k == 3
+    assert len(shop.space.kept_recommendations()) == 1
+
+
+def test_what_the_test_window_promised_is_kept_with_the_table_where_it_was_measured_at_its_k(shop: World):
+    assert recommend.run(*shop, NOW).offline is None  # 20 is no cutoff here
+    at_five = shop.params.model_copy(update={"recommendations": RecommendationsConfig(k=5)})
+    evaluate.run(*shop, "most_pop")
+    promised = recommend.run(at_five, shop.space, shop.settings).offline
+    judged = {
+        name: read_json(shop.space.evaluation(name) / "report.json")["metrics"]["test"]["recall@5"]["mean"]
+        for name in ("ease", "most_pop")
+    }
+    assert promised == recommend.Offline(recall=judged["ease"], popularity=judged["most_pop"])
+
+
+def test_of_more_tables_than_are_kept_the_oldest_go(shop: World):
+    few = shop.params.model_copy(update={"recommendations": RecommendationsConfig(keep=2)})
+    mine = Path(recommend.run(few, shop.space, shop.settings, NOW).path).parent
+    for age in (1, 2, 3):
+        with writing(shop.space.recommended("0", f"{age}")) as folder:
+            write_json(folder / "report.json", {"made": (NOW - timedelta(days=age)).isoformat()})
+    remade = few.model_copy(update={"recommendations": RecommendationsConfig(keep=2, k=3)})
+    recommend.run(remade, shop.space, shop.settings, NOW - timedelta(days=9))  # never the one just made
+    assert sorted(shop.space.kept_recommendations()) == sorted([mine, shop.space.recommended("0", "1")])
+
+
+@pytest.mark.parametrize("end", ["raise RuntimeError", "os.kill(os.getpid(), 9)"], ids=["raises", "is killed"])
+def test_a_writer_that_dies_half_way_leaves_the_tables_as_they_were(shop: World, end: str):
+    kept = Path(recommend.run(*shop, NOW).path)
+    before = kept.read_bytes()
+    longer = shop.params.model_copy(update={"recommendations": RecommendationsConfig(k=4)})
+    code = f"""
+import os, sys
+from noise2next.config import Params, RecommendationsConfig, Settings
+from noise2next.registry import packaging
+from noise2next.stages import recommend
+from noise2next.workspace import Workspace
+packaging.SCORES_BYTES = 1  # a block is one user
+whole = recommend._tables
+def half(*arguments):
+    blocks = whole(*arguments)
+    yield next(blocks)
+    {end}
+recommend._tables = half
+root = __import__("pathlib").Path(sys.argv[2])
+recommend.run(Params.model_validate_json(sys.argv[1]), Workspace(root, "shop"), Settings(root=root, device="cpu"))
+"""
+    root = shop.space.root
+    done = subprocess.run(
+        [sys.executable, "-c", code, longer.model_dump_json(), str(root)], capture_output=True, check=False
+    )
+    assert done.returncode in (1, -9)
+    assert shop.space.kept_recommendations() == [kept.parent]
+    assert kept.read_bytes() == before
+    assert recommend.run(longer, shop.space, shop.settings).k == 4
+    assert [one.name for one in kept.parent.parent.iterdir() if one.is_dir()] == [kept.parent.name]
+
+
+def test_no_more_than_a_block_of_users_is_held_at_a_time(shop: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packaging, "SCORES_BYTES", 4 * ITEMS * 4)  # four users' scores
+    report = recommend.run(*shop, NOW)
+    groups = pq.ParquetFile(report.path).metadata
+    assert groups.num_row_groups == math.ceil(USERS / 4)
+    assert max(groups.row_group(at).num_rows for at in range(groups.num_row_groups)) <= 4 * report.k
 
 
 def test_a_champion_that_fails_its_manifest_is_never_asked(world: World):

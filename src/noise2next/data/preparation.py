@@ -47,7 +47,7 @@ def prepare(
     """
     raw = backend.read_parquet(source, table_name="ingested")
     filtered = dataset.split.kind != "official"
-    chosen = _positive(raw, dataset.positive) if filtered and dataset.positive else raw
+    chosen = positive_rows(raw, dataset.positive) if filtered and dataset.positive else raw
     rows = {"ingested": rows_in(source)}
     rows["positive"] = rows["ingested"] if chosen is raw else _count(chosen)
     _refuse_nothing(rows["positive"], f"datasets.{name}.positive: no row has {dataset.positive}")
@@ -89,7 +89,8 @@ def prepare(
     )
 
 
-def _positive(log: ir.Table, condition: str) -> ir.Table:
+def positive_rows(log: ir.Table, condition: str) -> ir.Table:
+    """Those that count as liking, by `rating >= 4` and its kind."""
     sign, threshold = parse_threshold(condition)
     return log.filter(COMPARISONS[sign](log["rating"], threshold))
 

@@ -72,6 +72,7 @@ class About(Frozen):
     split: str
     history: str
     trained_until: int | None  # microseconds since 1970 of the newest training interaction; None without a clock
+    known_until: int | None = None  # of the newest interaction of all, validation and test included; likewise
 
 
 class Golden(Frozen):
@@ -156,12 +157,14 @@ class Package:
             )
         known = _all_known(split)
         weighted = weigh(known, artifact.card.variant.weighting, dataset.has_clock)
+        parts = [one.times for one in (split.train, split.valid, split.test) if one.times is not None and len(one)]
         clocked = dataset.has_clock and split.train.times is not None and len(split.train)
         about = About(
             dataset=artifact.card.dataset,
             split=split.config.kind,
             history=split.config.history,
             trained_until=int(split.train.times.max()) if clocked and split.train.times is not None else None,
+            known_until=max(int(times.max()) for times in parts) if clocked else None,
         )
         package = cls(artifact, split.users, weighted, about)
         package._begin()

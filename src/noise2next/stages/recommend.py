@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,17 @@ from noise2next.config import Frozen, Params, Settings
 from noise2next.data.interactions import Split
 from noise2next.data.names import item_names
 from noise2next.errors import UserError
-from noise2next.models.artifact import Artifact
+from noise2next.evaluation.report import EvaluationReport
+from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.registry.packaging import CONTENT, Package, Questions
 from noise2next.registry.versions import ModelRegistry
 from noise2next.training.device import choose_device
-from noise2next.workspace import Workspace, replacing, require
+from noise2next.workspace import MANIFEST, Workspace, read_json, remove, replacing, require, verify, write_json, writing
 
 log = logging.getLogger(__name__)
+
+TABLE, REPORT = "recommendations.parquet", "report.json"
+POPULARITY = "noise2next.models.popularity.MostPop"
 
 
 class Source(Frozen):
@@ -70,6 +75,21 @@ class BatchReport(Source):
     left_out: int  # users of whom the model knows no item
     rows: int
     k: int
+
+
+class Offline(Frozen):
+    """What the evaluator found on the test window, for the day on which the lists are judged by what came of them."""
+
+    recall: float  # at the table's k
+    popularity: float | None  # of the most popular items, on the same window
+
+
+class KeptReport(BatchReport):
+    """The champion's table that is kept. `known_until`: microseconds since 1970, the newest that its lists know of."""
+
+    made: datetime
+    known_until: int | None
+    offline: Offline | None
 
 
 @dataclass(frozen=True)
@@ -149,15 +169,81 @@ def for_all(
     if out.is_dir():
         raise UserError(f"{out}: a folder; name a file, as --out recommendations.parquet")
     opened = open_model(params, space, settings, variant)
-    users = rows = 0
-    with replacing(out) as fresh, pq.ParquetWriter(fresh, _SCHEMA, compression="zstd") as writer:
-        for table in _tables(opened, k):
-            writer.write_table(table)
-            users += pc.count_distinct(table.column("user")).as_py()
-            rows += len(table)
-    log.info("%s: %d users, %d rows", out, users, rows)
-    left_out = len(opened.package.users) - users
-    return BatchReport(path=str(out), users=users, left_out=left_out, rows=rows, k=k, **opened.source.model_dump())
+    with replacing(out) as fresh:
+        counts = _write(opened, k, datetime.now(UTC), fresh)
+    return BatchReport(path=str(out), k=k, **counts, **opened.source.model_dump())
+
+
+def run(params: Params, space: Workspace, settings: Settings, now: datetime | None = None) -> KeptReport:
+    """The champion's lists for everyone, kept below `space.artifacts`: recommendations.parquet and report.json.
+
+    There is one table for each model of each data, and a table once made stays as it is: what it recommended is judged
+    when later events arrive. Of more than `recommendations.keep` tables the oldest go. Raises UserError where there is
+    no champion.
+    """
+    opened = open_model(params, space, settings, None)
+    assert opened.source.version is not None  # a champion has one
+    k, place = params.recommendations.k, space.recommended(opened.source.version, opened.source.data_version)
+    if (place / MANIFEST).is_file() and (found := _whole(place)) is not None and found.k == k:
+        return found
+    made = datetime.now(UTC) if now is None else now
+    with writing(place) as folder:
+        counts = _write(opened, k, made, folder / TABLE)
+        report = KeptReport(
+            path=str(place / TABLE),
+            k=k,
+            made=made,
+            known_until=opened.package.about.known_until,
+            offline=_offline(params, space, opened.package.artifact.card, k),
+            **counts,
+            **opened.source.model_dump(),
+        )
+        write_json(folder / REPORT, report.model_dump(mode="json", exclude={"path"}))
+    kept = sorted(space.kept_recommendations(), key=lambda one: (one == place, _made(one)))
+    for old in kept[: -params.recommendations.keep]:
+        remove(old)
+        log.info("%s: taken away, %d newer tables are kept", old, params.recommendations.keep)
+    return report
+
+
+def kept(place: Path) -> KeptReport:
+    """The report of the table in the folder `place`, its files hashed again. Raises UserError where one differs."""
+    verify(place)
+    return KeptReport.model_validate({**read_json(place / REPORT), "path": str(place / TABLE)})
+
+
+def _whole(place: Path) -> KeptReport | None:
+    try:
+        return kept(place)
+    except UserError as error:
+        log.warning("%s; it is made again", error)
+        return None
+
+
+def _made(place: Path) -> str:
+    return str(read_json(place / REPORT)["made"])
+
+
+def _offline(params: Params, space: Workspace, card: ModelCard, k: int) -> Offline | None:
+    """Test recall of the model, and of popularity beside it, where these very ones were evaluated here at this k."""
+    found = {name: report for name in params.variants if (report := _evaluated(space, name)) is not None}
+    own = next((one for one in found.values() if one.fingerprint == card.fingerprint), None)
+    if own is None or (name := f"recall@{k}") not in own.metrics["test"]:
+        return None
+    popular = next(
+        (
+            one.metrics["test"][name].mean
+            for one in found.values()
+            if one.model == POPULARITY and one.weighting.kind == "uniform" and one.data_version == own.data_version
+        ),
+        None,
+    )
+    return Offline(recall=own.metrics["test"][name].mean, popularity=popular)
+
+
+def _evaluated(space: Workspace, variant: str) -> EvaluationReport | None:
+    place = space.evaluation(variant)
+    return EvaluationReport.model_validate(read_json(place / REPORT)) if (place / REPORT).is_file() else None
 
 
 _SCHEMA = pa.schema(
@@ -168,6 +254,7 @@ _SCHEMA = pa.schema(
         "score": pa.float32(),
         "model_version": pa.string(),
         "data_version": pa.string(),
+        "time": pa.timestamp("us", tz="UTC"),  # of the making, one for the whole table
     }
 )
 
@@ -210,7 +297,19 @@ def _answer(
     return DrawnReport(**drawn.model_dump(), names=opened.said(drawn.items), draws=draws, **whence)
 
 
-def _tables(opened: Opened, k: int) -> Iterator[pa.Table]:
+def _write(opened: Opened, k: int, made: datetime, path: Path) -> dict[str, int]:
+    """Stream everyone's lists to `path`, a block of users at a time: how many users, left out, and rows there are."""
+    users = rows = 0
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        for table in _tables(opened, k, made):
+            writer.write_table(table)
+            users += pc.count_distinct(table.column("user")).as_py()
+            rows += len(table)
+    log.info("%s: %d users, %d rows", path, users, rows)
+    return {"users": users, "left_out": len(opened.package.users) - users, "rows": rows}
+
+
+def _tables(opened: Opened, k: int, made: datetime) -> Iterator[pa.Table]:
     package, source = opened.package, opened.source
     user_ids, item_ids = pa.array(package.users.ids, pa.string()), pa.array(package.artifact.items.ids, pa.string())
     version = source.version or source.variant
@@ -218,14 +317,16 @@ def _tables(opened: Opened, k: int) -> Iterator[pa.Table]:
     for users, items, scores in package.everyone(k, opened.exclude_seen):
         keep = (scores > -math.inf) & active[users][:, None]
         of_user, rank = _places(keep)
+        whole = pa.array(np.zeros(len(rank), dtype=np.int64))
         yield pa.table(
             {
                 "user": user_ids.take(pa.array(users[of_user])),
                 "rank": pa.array(rank + 1, pa.int32()),
                 "item": item_ids.take(pa.array(items[keep])),
                 "score": pa.array(scores[keep]),
-                "model_version": pa.array([version]).take(pa.array(np.zeros(len(rank), dtype=np.int64))),
-                "data_version": pa.array([source.data_version]).take(pa.array(np.zeros(len(rank), dtype=np.int64))),
+                "model_version": pa.array([version]).take(whole),
+                "data_version": pa.array([source.data_version]).take(whole),
+                "time": pa.array([made], pa.timestamp("us", tz="UTC")).take(whole),
             },
             schema=_SCHEMA,
         )
