@@ -284,6 +284,22 @@ class ClusteringConfig(Frozen):
     n_init: PositiveInt = 10  # k-means runs, of which the best is kept
 
 
+class Retraining(Frozen):
+    """How one dataset trains itself, beside being asked for by its own new data and by drift."""
+
+    variants: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # None: all that params.yaml has
+    schedule: str | None = None  # cron, in UTC, as "0 4 * * 1"
+    fresh: bool = False  # what stands on the raw log follows it, and the code and options, asset by asset
+
+
+class Automation(Frozen):
+    """What Dagster does of its own accord."""
+
+    landing: str = "landing"  # a folder with one folder a dataset, in the project's or anywhere
+    every: PositiveInt = 30  # seconds between two looks
+    retrain: Mapping[str, Retraining] = {}  # by dataset
+
+
 class Params(Frozen):
     """The whole of params.yaml."""
 
@@ -295,6 +311,7 @@ class Params(Frozen):
     clustering: ClusteringConfig = ClusteringConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    automation: Automation = Automation()
 
     @model_validator(mode="before")
     @classmethod
@@ -326,6 +343,16 @@ class Params(Frozen):
         source = self.clustering.embeddings
         if self.latent_variants and (source not in self.variants or source in self.latent_variants):
             raise ValueError(f"clustering.embeddings: {source!r} is not among variants, and latent_variants need it")
+        return self
+
+    @model_validator(mode="after")
+    def _retrained(self) -> Self:
+        for name, retraining in self.automation.retrain.items():
+            if name not in self.datasets:
+                raise ValueError(f"automation.retrain names an unknown dataset {name!r}")
+            for variant in retraining.variants or ():
+                if variant not in self.variants:
+                    raise ValueError(f"automation.retrain.{name}.variants names an unknown variant {variant!r}")
         return self
 
     @model_validator(mode="after")
