@@ -122,9 +122,7 @@ def _take(space: Workspace, file: Path) -> tuple[str, int | None]:
         fresh = Path(scratch) / file.name
         shutil.copyfile(file, fresh)
         rows = _tried(params, space, fresh, place)
-        with contextlib.ExitStack() as undo:
-            undo.enter_context(restored(space.data_pointer))
-            undo.enter_context(restored(space.params))
+        with restored(space.data_pointer), restored(space.params), contextlib.ExitStack() as undo:
             _become_folder(space, folder)
             os.replace(fresh, space.data / place)
             undo.callback((space.data / place).unlink, missing_ok=True)
