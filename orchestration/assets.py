@@ -1,5 +1,7 @@
 """One asset for each step, all over the same partitions: the datasets of params.yaml."""
 
+from typing import Any
+
 import dagster as dg
 
 from orchestration.project import Project, plain_failures
@@ -9,8 +11,12 @@ from orchestration.steps import Step
 SECOND_TRY = dg.RetryPolicy(max_retries=1, delay=5)
 
 
-def asset(step: Step, datasets: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
-    """The asset that runs `step` for the dataset of its partition."""
+def asset(
+    step: Step,
+    datasets: dg.PartitionsDefinition[str],
+    condition: dg.AutomationCondition[Any] | None = None,
+) -> dg.AssetsDefinition:
+    """The asset that runs `step` for the dataset of its partition, by itself when `condition` holds."""
 
     @dg.asset(
         name=step.name,
@@ -21,6 +27,7 @@ def asset(step: Step, datasets: dg.PartitionsDefinition[str]) -> dg.AssetsDefini
         pool=step.pool,
         code_version=step.code_version,
         partitions_def=datasets,
+        automation_condition=condition,
         retry_policy=SECOND_TRY,
         check_specs=[
             dg.AssetCheckSpec(name, asset=step.name, description=description, blocking=True, partitions_def=datasets)

@@ -7,6 +7,7 @@ import dagster as dg
 
 from noise2next.config import load_params
 from noise2next.workspace import Workspace
+from orchestration import automation
 from orchestration.assets import asset
 from orchestration.checks import checks
 from orchestration.project import Project, project_root
@@ -20,13 +21,22 @@ def noise2next() -> dg.Definitions:
 
 
 def definitions(root: Path) -> dg.Definitions:
-    """Assets, checks and jobs over the project in `root`. Raises UserError where params.yaml is not in order."""
+    """Assets, checks, jobs and automation over the project in `root`.
+
+    Raises UserError where params.yaml is not in order.
+    """
     params = load_params(Workspace(root, "").params)
     datasets = dg.StaticPartitionsDefinition(list(params.datasets))
+    graph = steps(params)
+    wanted, asked = automation.wanted(params, graph), automation.jobs(datasets)
     with warnings.catch_warnings():
-        # Dagster calls checks over partitions a preview; the version is pinned and a test materialises them.
+        # Dagster calls checks over partitions and conditions of one's own unfinished; the version is pinned, and tests
+        # materialise the one and evaluate the other.
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        assets, held = [asset(step, datasets) for step in steps(params)], checks(params, datasets)
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        assets = [asset(step, datasets, automation.freshness(step, params, wanted)) for step in graph]
+        held = checks(params, datasets)
+        sensors = automation.sensors(params, wanted, asked)
     return dg.Definitions(
         assets=assets,
         asset_checks=held,
@@ -49,7 +59,10 @@ def definitions(root: Path) -> dg.Definitions:
                 partitions_def=datasets,
                 description="Read the log anew and ask whether it has drifted from the champion; nothing is trained.",
             ),
+            *asked,
         ],
+        sensors=sensors,
+        schedules=automation.schedules(params, wanted),
         resources={"project": Project(root=str(root))},
         # Each run is a process of its own already; one more for every step would cost 4 to 6 seconds of imports each.
         executor=dg.in_process_executor,

@@ -58,13 +58,38 @@ def raw_files(params: Params, space: Workspace) -> dict[str, str]:
 
 def recorded_files(space: Workspace) -> dict[str, str]:
     """What `data.dvc` pins, by path below data/; empty where nothing is pinned or DVC's cache lacks the listing."""
+    pinned = pointer(space)
+    return {} if pinned is None else listed(space, pinned) or {}
+
+
+def pointer(space: Workspace) -> str | None:
+    """The version of the whole of data/ that `data.dvc` pins."""
     if not space.data_pointer.is_file():
-        return {}
+        return None
     from ruamel.yaml import YAML
 
-    folder = YAML(typ="safe").load(space.data_pointer)["outs"][0]["md5"]
-    listing = space.root / ".dvc" / "cache" / "files" / "md5" / folder[:2] / folder[2:]
-    return {one["relpath"]: one["md5"] for one in read_json(listing)} if listing.is_file() else {}
+    return str(YAML(typ="safe").load(space.data_pointer)["outs"][0]["md5"])
+
+
+def listed(space: Workspace, pinned: str) -> dict[str, str] | None:
+    """The files of one version of data/ with their md5, by path below data/; None where DVC's cache lacks the list."""
+    listing = space.versioning / "cache" / "files" / "md5" / pinned[:2] / pinned[2:]
+    return {one["relpath"]: one["md5"] for one in read_json(listing)} if listing.is_file() else None
+
+
+def of_log(files: Mapping[str, str], path: str) -> dict[str, str]:
+    """Those of `files` that a dataset's `path`, a file or a folder, names."""
+    return {name: hashed for name, hashed in files.items() if name == path or name.startswith(f"{path}/")}
+
+
+def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What happened between two versions of a log, in words: `1 file added, 2 files changed`."""
+    counts = {
+        "added": len(now.keys() - before.keys()),
+        "changed": sum(before[name] != now[name] for name in now.keys() & before.keys()),
+        "removed": len(before.keys() - now.keys()),
+    }
+    return ", ".join(f"{count} file{'s' * (count > 1)} {what}" for what, count in counts.items() if count)
 
 
 def of_files(files: Mapping[str, str]) -> str:

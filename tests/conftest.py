@@ -1,6 +1,7 @@
 """What all tests share: quiet tools, the real logs where they are, and one small trained world."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow runs it"))
+
+
+@pytest.fixture(scope="session")
+def _first_month(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The project of tests/shop.py with a champion of its first month, versioned and committed; and a copy of it."""
+    from tests import shop
+
+    root = tmp_path_factory.mktemp("month") / "project"
+    shop.make(root, REPOSITORY)
+    shop.git(root, "init", "--quiet")
+    shop.version(root)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        shop.run(root)
+    shop.git(root, "add", "--all")
+    shop.git(root, "commit", "--quiet", "--message", "the first month")
+    return root, shutil.copytree(root, root.with_name("kept"), symlinks=True)
+
+
+@pytest.fixture
+def first_month(_first_month: tuple[Path, Path]) -> Path:
+    """That project, as it was: always in the same place, for MLflow's records hold paths."""
+    root, kept = _first_month
+    shutil.rmtree(root)
+    return shutil.copytree(kept, root, symlinks=True)

@@ -483,6 +483,21 @@ def tune(
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
+@app.command()
+def land(
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="A dataset's name in params.yaml.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="All in its landing folder when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take new files into a dataset's log: checked first, then laid beside it and versioned; a bad one is refused."""
+    from noise2next.stages import land as stage
+
+    params, space, _ = _open(dataset, [])
+    _show(stage.run(params, space, files), as_json)
+
+
 @datasets.command("add")
 def datasets_add(
     name: Annotated[str, typer.Argument(help="What to call it.")],

@@ -311,9 +311,7 @@ class DriftConfig(Frozen):
     least_rows: PositiveInt = 500  # in each of the two stretches, else nothing is said of them
     least_users: PositiveInt = 100  # likewise, and with later events for the outcome
     least_item_users: PositiveInt = 3  # who took an item in a stretch, before it counts as a new one
-    level: Share = (
-        0.99  # of all log that has not changed this share or more is not alarmed, all six questions together
-    )
+    level: Share = 0.99  # of all log that has not changed this share or more is not alarmed, all six questions together
     draws: Annotated[int, Field(ge=100)] = 1000  # of what chance alone does
     margins: DriftMargins = DriftMargins()
     overlap: Share = 0.3  # of the newest model's list with the champion's: less is another recommender
@@ -326,6 +324,22 @@ class DriftConfig(Frozen):
         if self.draws < least:
             raise ValueError(f"draws {self.draws}: to see what happens in 1 - level of all cases takes {least} or more")
         return self
+
+
+class Retraining(Frozen):
+    """How one dataset trains itself, beside being asked for by its own new data and by drift."""
+
+    variants: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # None: all that params.yaml has
+    schedule: str | None = None  # cron, in UTC, as "0 4 * * 1"
+    fresh: bool = False  # what stands on the raw log follows it, and the code and options, asset by asset
+
+
+class Automation(Frozen):
+    """What Dagster does of its own accord."""
+
+    landing: str = "landing"  # a folder with one folder a dataset, in the project's or anywhere
+    every: PositiveInt = 30  # seconds between two looks
+    retrain: Mapping[str, Retraining] = {}  # by dataset
 
 
 class Params(Frozen):
@@ -341,6 +355,7 @@ class Params(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     recommendations: RecommendationsConfig = RecommendationsConfig()
     drift: DriftConfig = DriftConfig()
+    automation: Automation = Automation()
 
     @model_validator(mode="before")
     @classmethod
@@ -372,6 +387,16 @@ class Params(Frozen):
         source = self.clustering.embeddings
         if self.latent_variants and (source not in self.variants or source in self.latent_variants):
             raise ValueError(f"clustering.embeddings: {source!r} is not among variants, and latent_variants need it")
+        return self
+
+    @model_validator(mode="after")
+    def _retrained(self) -> Self:
+        for name, retraining in self.automation.retrain.items():
+            if name not in self.datasets:
+                raise ValueError(f"automation.retrain names an unknown dataset {name!r}")
+            for variant in retraining.variants or ():
+                if variant not in self.variants:
+                    raise ValueError(f"automation.retrain.{name}.variants names an unknown variant {variant!r}")
         return self
 
     @model_validator(mode="after")

@@ -54,6 +54,10 @@ class Workspace:
         """DVC's own folder."""
         return self.root / ".dvc"
 
+    def landing(self, folder: str) -> Path:
+        """Where new files of the dataset's log are laid; `folder` as params.yaml names it."""
+        return self.root / folder / self.dataset
+
     @property
     def downloads(self) -> Path:
         """Archives as their publishers ship them."""
@@ -77,6 +81,11 @@ class Workspace:
     def ingested(self) -> Path:
         """interactions.parquet, quarantine.parquet, report.json"""
         return self.artifacts / "ingest"
+
+    @property
+    def trial(self) -> Path:
+        """For a moment the root of a workspace that tries a log with one more file."""
+        return self.artifacts / ".land"
 
     @property
     def validation(self) -> Path:
@@ -127,6 +136,11 @@ class Workspace:
     def run_lock(self) -> Path:
         """Held while the whole way is gone for this dataset; holds the process's number."""
         return self.artifacts / ".run.lock"
+
+    @property
+    def drift(self) -> Path:
+        """report.json: whether what comes in has moved away from what the champion knows, and why"""
+        return self.artifacts / "drift"
 
     @property
     def registration(self) -> Path:

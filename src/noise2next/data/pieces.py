@@ -19,6 +19,7 @@ HEAD = 1 << 20  # bytes looked at when a log is recognised
 _LONGEST_LINE = 64 << 20
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # after \x80: how a pickle begins
+_UNFINISHED = {".part", ".tmp", ".partial", ".filepart", ".crdownload"}  # as programs call what they still write
 _PICKLED = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt"}
 
 
@@ -147,6 +148,12 @@ def folder_files(path: Path) -> list[Path]:
         for one in path.rglob("*")
         if one.is_file() and not any(part.startswith((".", "_")) for part in one.relative_to(path).parts)
     )
+
+
+def delivered(folder: Path) -> list[Path]:
+    """The files right in a folder that others write into, less what is hidden or by its name still being written."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(one for one in found if one.is_file() and one.name[0] != "." and one.suffix not in _UNFINISHED)
 
 
 def zip_members(path: Path, name: str) -> list[Piece]:

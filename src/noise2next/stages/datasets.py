@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
 _SAMPLE_PATH = "sample/interactions.csv"
-_SCRATCH = ".add-"  # begins the name of the folder in data/ where a log is copied before it takes its place
+SCRATCH = ".add-"  # begins the name of the folder in data/ where a log is copied before it takes its place
 _NAMED = 5  # files that a refusal spells out
 _FOUND = ("path", "member", "format", "separator", "header", "encoding", "columns", "time_unit", "names")
 
@@ -125,15 +125,15 @@ def add(
     if source.format != "diffrec":  # which was read to its end already
         for piece in pieces(source.path, str(source.path), source.member):
             piece.check_whole()
-    with _alone(space):
+    with one_change(space):
         tree = _tree(space)
         known = name in tree["datasets"]
         _write_entry(tree["datasets"], name, source, {"positive": positive, "split": split, "k_core": k_core})
         text = _text(tree)
         _check(space, text, f"datasets add {space.dataset}")
         _refuse_unread(space, source.path)
-        _refuse_loss(space)
-        with _restored(space.data_pointer), _placed(space, source):
+        refuse_loss(space)
+        with restored(space.data_pointer), _placed(space, source):
             version(space)
             write_atomically(space.params, text)
     log.info("datasets: %s is in %s", name, space.data / name)
@@ -150,7 +150,7 @@ def sample(root: Path, seed: int = 1) -> SampleReport:
     """Write the generated log that the entry `sample` reads. Raises UserError where the entry reads another file."""
     space = Workspace(root, SAMPLE)
     place = _sample_place(space)
-    with _alone(space):
+    with one_change(space):
         generated.write(place, seed)
         versioned = not _lacking(space)
         if versioned:
@@ -185,9 +185,21 @@ def version(space: Workspace) -> None:
     _dvc(space, "add", "--quiet", space.data.name)
 
 
+def restore(space: Workspace) -> None:
+    """Let data/ be what data.dvc pins: from DVC's cache, else from its remote. Raises UserError with DVC's own words.
+
+    DVC removes nothing that it has not recorded: it says so, and data/ stays as it was.
+    """
+    with one_change(space):
+        try:
+            _dvc(space, "checkout", "--quiet", space.data_pointer.name)
+        except UserError:
+            _dvc(space, "pull", "--quiet", space.data_pointer.name)
+
+
 def _ignore_scratch(file: Path) -> None:
     """Let DVC pass over what `add` keeps in data/ for a moment."""
-    line = f"/data/{_SCRATCH}*"
+    line = f"/data/{SCRATCH}*"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     if line not in text.splitlines():
         write_atomically(file, (text + ("" if text.endswith("\n") or not text else "\n") + line + "\n").encode())
@@ -199,7 +211,7 @@ def _git_top(folder: Path) -> Path | None:
 
 def _dvc(space: Workspace, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
         cwd=space.root,
         env={**os.environ, "DVC_NO_ANALYTICS": "1"},
         capture_output=True,
@@ -219,7 +231,7 @@ def _lacking(space: Workspace) -> list[str]:
     return [name for name, one in datasets.items() if not (space.data / one.path).exists()]
 
 
-def _refuse_loss(space: Workspace) -> None:
+def refuse_loss(space: Workspace) -> None:
     """A new version of data/ must not lose the logs that are not here just now."""
     for name in _lacking(space):
         if name == SAMPLE:
@@ -250,7 +262,7 @@ def _refuse_unread(space: Workspace, source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(space: Workspace) -> Iterator[None]:
+def one_change(space: Workspace) -> Iterator[None]:
     """One change of data/ and params.yaml at a time."""
     shared = space.artifacts.parent
     shared.mkdir(parents=True, exist_ok=True)
@@ -267,7 +279,7 @@ def _placed(space: Workspace, source: Source) -> Iterator[None]:
     """
     place = space.data / space.dataset
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=space.data) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=space.data) as scratch:
         fresh, former = Path(scratch) / "fresh", Path(scratch) / "former"
         _copy(source.path, fresh)
         with contextlib.ExitStack() as undo:
@@ -292,7 +304,7 @@ def _files(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _restored(file: Path) -> Iterator[None]:
+def restored(file: Path) -> Iterator[None]:
     """Put one file back as it was when what follows fails."""
     with contextlib.ExitStack() as undo:
         if file.is_file():
@@ -309,12 +321,18 @@ def _restored(file: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def edited(space: Workspace, who: str) -> Iterator[CommentedMap]:
     """params.yaml to change, comments kept; on a clean exit it is checked and written. One editor at a time."""
-    with _alone(space):
-        tree = _tree(space)
+    with one_change(space), rewritten(space, who) as tree:
         yield tree
-        text = _text(tree)
-        _check(space, text, who)
-        write_atomically(space.params, text)
+
+
+@contextlib.contextmanager
+def rewritten(space: Workspace, who: str) -> Iterator[CommentedMap]:
+    """As `edited`, for one who holds `one_change` already."""
+    tree = _tree(space)
+    yield tree
+    text = _text(tree)
+    _check(space, text, who)
+    write_atomically(space.params, text)
 
 
 def _tree(space: Workspace) -> CommentedMap:

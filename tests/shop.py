@@ -1,0 +1,92 @@
+"""A project that a team would leave alone: a log in a folder, one in a single file, cheap variants, DVC and git."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from mlflow.entities.model_registry import ModelVersion
+
+from noise2next.config import Settings, load_params
+from noise2next.data import sample
+from noise2next.registry.packaging import CONTENT, Package, check_golden
+from noise2next.registry.versions import ModelRegistry
+from noise2next.stages import datasets, pipeline
+from noise2next.workspace import Workspace
+
+PARAMS = """\
+seed: 1
+datasets:
+  shop:                     # takes new files
+    path: shop
+    format: delimited
+    separator: ","
+    columns: {user: user_id, item: item_id, time: timestamp}
+    time_unit: s
+  other:
+    path: other/log.csv     # beside it
+    format: delimited
+    separator: ","
+    columns: {user: user_id, item: item_id, time: timestamp}
+    time_unit: s
+evaluation: {cutoffs: [10, 20], bootstrap_samples: 50}
+automation: {every: 1, retrain: {shop: {}}}
+variants:
+  most_pop: {model: noise2next.models.popularity.MostPop}
+  ease: {model: noise2next.models.ease.EASE, options: {l2: 100}}
+"""
+HEADER = "user_id,item_id,timestamp\n"
+FIRST, SECOND = 6_000, 14_000  # rows of the first month, and of both: enough for another taste
+
+
+def make(root: Path, repository: Path) -> None:
+    """Write the project: nothing derived, nothing versioned."""
+    (root / "mlflow").mkdir(parents=True)
+    shutil.copy(repository / "mlflow" / "promotion.yaml", root / "mlflow")
+    (root / "params.yaml").write_text(PARAMS)
+    (root / ".gitignore").write_text("/data\n/artifacts\n/mlflow.db*\n/mlartifacts\n/landing\n/.dagster\n")
+    log = root / "all.csv"
+    sample.write(log, seed=5)
+    lines = sorted(log.read_text().splitlines(keepends=True)[1:], key=lambda line: int(line.rsplit(",", 1)[1]))
+    log.unlink()
+    for place, part in {
+        "data/shop/1.csv": lines[:FIRST],
+        "data/other/log.csv": lines[:3_000],
+        "later/2.csv": lines[FIRST:SECOND],
+    }.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_text(HEADER + "".join(part))
+
+
+def champion(root: Path) -> ModelVersion:
+    """The version that the alias points to, after it was loaded and has given its golden answers again."""
+    registry = ModelRegistry(Settings(root=root), Workspace(root, "shop"))
+    version = registry.champion()
+    check_golden(registry.fetch(version))
+    return version
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Run git in the project as somebody."""
+    somebody = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", *somebody, *arguments], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def answers(root: Path) -> list[list[str]]:
+    """What the champion lists for some histories."""
+    registry = ModelRegistry(Settings(root=root), Workspace(root, "shop"))
+    package = Package.load(registry.fetch(registry.champion()) / CONTENT)
+    items = package.artifact.items.ids
+    return [one.items for one in package.for_histories([items[:3], items[-3:]], k=10)]
+
+
+def run(root: Path) -> pipeline.PipelineReport:
+    """The whole way for `shop`."""
+    space = Workspace(root, "shop")
+    return pipeline.run(load_params(space.params), space, Settings(root=root), None)
+
+
+def version(root: Path) -> None:
+    """Let DVC record what data/ holds."""
+    datasets.version(Workspace(root, "shop"))
