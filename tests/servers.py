@@ -1,6 +1,7 @@
 """Servers on loopback for tests: the system's PostgreSQL, an S3 of moto's, and programs that are ended."""
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -89,6 +90,7 @@ def _ready(server: Postgres) -> bool:
 @contextlib.contextmanager
 def object_store(*buckets: str) -> Iterator[str]:
     """An S3 with empty `buckets`, at the address that it yields; any key opens it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

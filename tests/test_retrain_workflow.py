@@ -211,7 +211,7 @@ class Github:
         return made
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """One run of the workflow: each job's result, what each step printed, the summary, the comment."""
 
@@ -219,6 +219,9 @@ class Run:
     results: dict[str, str] = field(default_factory=dict)
     printed: dict[str, str] = field(default_factory=dict)
     summary: str = ""
+
+    def __repr__(self) -> str:
+        return "\n".join([str(self.results), *(f"--- {name}\n{said[-1500:]}" for name, said in self.printed.items())])
 
     @property
     def comment(self) -> str:
@@ -332,6 +335,7 @@ datasets:
     separator: ","
     columns: {user: user_id, item: item_id, time: timestamp}
     time_unit: s
+trainer: {metric: recall@20}
 evaluation: {cutoffs: [10, 20], bootstrap_samples: 50}
 clustering: {embeddings: most_pop}
 latent_variants: {}
