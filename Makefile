@@ -1,4 +1,5 @@
-# Eight commands. `run` and `test` do all the set-up by themselves and are quick when it is done.
+# `run` and `test` do all the set-up by themselves and are quick when it is done. The middle three are for a team's
+# retraining, of DATASET, and of VARIANTS where they are named; .github/workflows/retrain.yml calls them.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -6,7 +7,7 @@ comma  := ,
 TABLE  ?= diffrec-ml1m-clean
 BIN    := $(VENV)/bin
 # Spark is tried where there is a Java for it.
-EXTRAS := $(if $(shell command -v java),dev$(comma)spark,dev)
+EXTRAS := dev$(comma)team$(if $(shell command -v java),$(comma)spark)
 
 export DAGSTER_DISABLE_TELEMETRY := yes
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -16,9 +17,12 @@ export DO_NOT_TRACK := 1
 export OMP_WAIT_POLICY := PASSIVE
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# In the recipes these are the shell's and never make's own: make would run what stands in them.
+export DATASET ?= sample
+export VARIANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test ui lint types bench results clean
+.PHONY: help run test ui team pull retrain lint types bench results clean
 
 help:  ## show these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,11 +41,25 @@ ui: $(VENV)/.run  ## Dagster on localhost:3000 and MLflow on localhost:5000 over
 	mlflow=$$!; trap 'kill $$mlflow 2>/dev/null; wait $$mlflow' EXIT; trap : INT TERM; \
 	env -u DAGSTER_HOME PYTHONWARNINGS=ignore $(BIN)/dagster dev --port 3000 --log-level warning
 
+team: $(VENV)/.team  ## set up with what a team's servers need: S3 and PostgreSQL
+	@:
+
+pull: $(VENV)/.team  ## the logs, and what was made of DATASET before, from the DVC remote; without one, the sample log
+	@set -e; if [ -z "$$($(BIN)/dvc config core.remote)" ]; then $(BIN)/noise2next datasets sample; exit; fi; \
+	$(BIN)/dvc pull data.dvc; $(BIN)/dvc pull --allow-missing --with-deps "leaderboard@$$DATASET"
+
+retrain: $(VENV)/.team  ## rerun of DATASET what has changed, then let the gate decide on the champion
+	@set -e; PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	targets=$$(noise2next targets --dataset "$$DATASET" $${VARIANTS:+--variants "$$VARIANTS"}); \
+	dvc repro $$targets; dvc repro --single-item "leaderboard@$$DATASET"; \
+	noise2next register --dataset "$$DATASET"
+
 lint: $(VENV)/.dev  ## style, import arrows, workflows
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec mlflow/compose.yaml
 	@$(BIN)/zizmor --offline --quiet .github/workflows
 
 types: $(VENV)/.dev  ## mypy, strict
@@ -77,4 +95,9 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: $(VENV)/.run
 	@echo "adding the tools for tests"
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.team
+
+$(VENV)/.team: $(VENV)/.run
+	@echo "adding what a team's servers need"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[team]'
 	@touch $@

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from noise2next import cli
 from noise2next.config import load_params
 from noise2next.data import sample
+from noise2next.stages import targets
 from noise2next.workspace import Workspace, read_json
 
 LATENT = {"train_latent": "train", "evaluate_latent": "evaluate"}  # the same command, for what waits for the clusters
@@ -246,6 +247,16 @@ def test_the_embedded_sample_is_what_data_dvc_pins(repository, tmp_path):
     listing = [{"md5": hashlib.md5(log.read_bytes()).hexdigest(), "relpath": "sample/interactions.csv"}]
     assert pinned["size"] == log.stat().st_size
     assert pinned["md5"] == hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def test_the_targets_of_chosen_variants_are_stages_that_dvc_knows(untouched):
+    space = Workspace(untouched, "shop")
+    known = dvc(untouched, "stage", "list", "--name-only").split()
+    named = targets.run(load_params(space.params), space, ["ease", "most_pop"]).stages
+    assert named
+    assert set(named) <= set(known)
+    assert {name.partition("@")[0] for name in known} == set(STAGES)
+    assert "evaluate_latent@shop-latent" in known
 
 
 # --- what dvc repro runs ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from noise2next.config import Params, Settings, load_params
 from noise2next.errors import UserError
-from noise2next.workspace import Workspace
+from noise2next.workspace import Workspace, write_atomically
 
 if TYPE_CHECKING:
     from noise2next.config import Frozen
@@ -326,6 +326,41 @@ def history(dataset: DatasetName = "sample", as_json: AsJson = False) -> None:
         )
     Console().print(table)
     Console().print(f"champion now: {report.champion or 'none'}", highlight=False)
+
+
+@app.command()
+def summary(
+    dataset: DatasetName = "sample",
+    reason: Annotated[str | None, typer.Option(help="Who or what asked for the retraining.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A file to write; standard output when left out.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Tell as Markdown what the last retraining came to; exit code 2, and why, where it never came before the gate."""
+    from noise2next.stages import summary as stage
+
+    params, space, settings = _open(dataset, overrides)
+    report = stage.run(params, space, settings, reason)
+    if out is None:
+        sys.stdout.write(report.markdown)
+    else:
+        write_atomically(out, report.markdown.encode())
+    if report.stopped is not None:
+        raise UserError(f"{dataset}: {report.stopped}")
+
+
+@app.command()
+def targets(
+    dataset: DatasetName = "sample",
+    variants: Annotated[
+        str | None, typer.Option(help="Names with commas between; all that the dataset allows.")
+    ] = None,
+) -> None:
+    """Name the stages that `dvc repro` is to be given for some variants, one a line."""
+    from noise2next.stages import targets as stage
+
+    params, space, _ = _open(dataset, [])
+    for name in stage.run(params, space, _names(variants)).stages:
+        sys.stdout.write(f"{name}\n")
 
 
 @app.command()

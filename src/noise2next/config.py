@@ -451,7 +451,8 @@ class Params(Frozen):
 class Settings(BaseSettings):
     """Where it runs: from the environment (prefix NOISE2NEXT_), never from params.yaml."""
 
-    model_config = SettingsConfigDict(env_prefix="NOISE2NEXT_", frozen=True)
+    # An empty variable counts as none: a workflow hands on what nobody has set that way.
+    model_config = SettingsConfigDict(env_prefix="NOISE2NEXT_", env_ignore_empty=True, frozen=True)
 
     root: Path = Path(".")  # the folder that holds params.yaml, data/ and artifacts/
     device: str = "auto"  # auto | cpu | cuda | cuda:1

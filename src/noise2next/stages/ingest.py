@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def run(params: Params, space: Workspace, now: datetime | None = None) -> Ingest
         found = ingestion.ingest(dataset, space.data, fresh, now)
         if not found.accepted:
             raise UserError(f"{space.data / dataset.path}: {_why_nothing(found)}")
-        files = _hashes(space.data, space.data / dataset.path)
+        files = log_files(params, space)
         report = IngestReport(
             dataset=space.dataset,
             read=found.read,
@@ -61,7 +61,7 @@ def run(params: Params, space: Workspace, now: datetime | None = None) -> Ingest
             time_to=_iso(found.last),
             time_unit=dataset.time_unit,
             files=files,
-            data_version=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+            data_version=log_version(files),
         )
         write_json(fresh / "report.json", report.model_dump(mode="json"))
     log.info(
@@ -80,9 +80,16 @@ def _why_nothing(found: ingestion.Ingested) -> str:
     )
 
 
-def _hashes(data: Path, path: Path) -> dict[str, str]:
-    files: Sequence[Path] = folder_files(path) if path.is_dir() else [path]
-    return {one.relative_to(data).as_posix(): sha256(one) for one in files}
+def log_files(params: Params, space: Workspace) -> dict[str, str]:
+    """The sha256 of each file of the raw log as it lies there, by its path below data/; none where the log is not."""
+    path = space.data / params.dataset(space.dataset).path
+    files: Sequence[Path] = folder_files(path) if path.is_dir() else [path] if path.exists() else []
+    return {one.relative_to(space.data).as_posix(): sha256(one) for one in files}
+
+
+def log_version(files: Mapping[str, str]) -> str:
+    """One hash over `log_files`."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _iso(microseconds: int | None) -> str | None:

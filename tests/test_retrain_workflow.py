@@ -1,0 +1,531 @@
+"""The retraining workflow: what it may, and its very lines, run in order against an S3 and MLflow on PostgreSQL.
+
+GitHub's part is played by a few dozen lines: contexts and conditions, its files for outputs and summaries, and a `gh`
+that hands over what was uploaded and writes down what was to be said. Everything else is the real thing.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tests import servers
+
+from noise2next.config import Settings
+from noise2next.data import sample
+from noise2next.registry.versions import ModelRegistry
+from noise2next.workspace import Workspace
+
+KNOWN = ("actions/checkout", "actions/setup-python", "actions/upload-artifact")
+EXPRESSION = re.compile(r"\$\{\{((?:(?!\}\}).)*)\}\}", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workflow(repository):
+    return YAML(typ="safe").load((repository / ".github" / "workflows" / "retrain.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def steps(workflow):
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+# --- what it may ------------------------------------------------------------------------------------------------------
+
+
+def test_it_starts_for_new_data_or_choices_on_a_schedule_by_hand_and_when_called(workflow):
+    asked = workflow["on"]
+    assert set(asked) == {"push", "pull_request", "schedule", "workflow_dispatch", "repository_dispatch"}
+    assert asked["push"] == {"branches": ["main"], "paths": ["data.dvc", "params.yaml"]}
+    assert asked["pull_request"]["paths"] == asked["push"]["paths"]
+    inputs = asked["workflow_dispatch"]["inputs"]
+    assert set(inputs) == {"dataset", "variants", "runner"}
+    assert all(one["default"] for one in inputs.values())
+
+
+def test_what_it_commits_does_not_start_it_again(workflow):
+    assert "dvc.lock" not in workflow["on"]["push"]["paths"]
+
+
+def test_one_at_a_time_and_none_is_cut_off(workflow):
+    def group(**event):
+        return evaluated(workflow["concurrency"]["group"], {"github": Known(event)})
+
+    assert workflow["concurrency"]["cancel-in-progress"] is False
+    asked = {group(event_name=name, ref="refs/heads/main") for name in ("push", "schedule", "repository_dispatch")}
+    assert len(asked) == 1
+    assert group(event_name="pull_request", ref="refs/pull/7/merge") not in asked
+
+
+def test_each_job_may_no_more_than_it_must(workflow):
+    assert workflow["permissions"] == {}
+    assert {name: job["permissions"] for name, job in workflow["jobs"].items()} == {
+        "retrain": {"contents": "read"},
+        "lock": {"actions": "read", "contents": "write"},
+        "comment": {"actions": "read", "pull-requests": "write"},
+        "fork": {},
+    }
+    assert all(job["timeout-minutes"] for job in workflow["jobs"].values())
+
+
+def test_a_job_that_may_write_runs_nothing_that_was_installed(workflow):
+    for name in ("lock", "comment"):
+        lines = "\n".join(step.get("run", "") for step in workflow["jobs"][name]["steps"])
+        assert not re.search(r"make|\.venv|python|dvc (?!lock)", lines.replace("dvc.lock", "")), name
+
+
+def test_actions_are_those_of_ci_at_the_same_commits(repository, steps):
+    pinned = set(re.findall(r"uses: (\S+)", (repository / ".github" / "workflows" / "ci.yml").read_text()))
+    used = {step["uses"] for step in steps if "uses" in step}
+    assert used <= pinned
+    assert all(re.fullmatch(rf"({'|'.join(KNOWN)})@[0-9a-f]{{40}}", one) for one in used)
+    assert all(step["with"]["persist-credentials"] is False for step in steps if "checkout" in step.get("uses", ""))
+
+
+def test_no_line_of_a_shell_is_made_of_what_someone_sent(steps):
+    assert [step["run"] for step in steps if EXPRESSION.search(step.get("run", ""))] == []
+
+
+def test_a_pull_request_neither_chooses_its_machine_nor_reaches_the_registry(workflow):
+    sent = {"event_name": "pull_request", "ref": "refs/pull/7/merge", "event": Known({"number": 7})}
+    known = {"github": Known(sent), "vars": Known(RETRAIN_RUNNER="gpu", MLFLOW_TRACKING_URI="https://mlflow.example")}
+    known |= {"secrets": Known(MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_PASSWORD="x"), "inputs": Known()}
+    job = workflow["jobs"]["retrain"]
+    assert evaluated(job["runs-on"], known) == "ubuntu-24.04"
+    asking = [step["env"] for step in job["steps"] if "MLFLOW_TRACKING_URI" in step.get("env", {})]
+    assert len(asking) == 2
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        assert {evaluated(one[name], known) for one in asking} == {""}
+    known["github"] = Known(event_name="push", ref="refs/heads/main", event=Known())
+    assert evaluated(job["runs-on"], known) == "gpu"
+    assert {evaluated(one["MLFLOW_TRACKING_URI"], known) for one in asking} == {"https://mlflow.example"}
+
+
+def test_a_fork_is_told_and_nothing_else_is_done(workflow):
+    fork = Known(event_name="pull_request", event=Known(pull_request=Known(head=Known(repo=Known(fork=True)))))
+    known = {"github": fork, "needs": Known(retrain=Known(outputs=Known(), result="skipped"))}
+    assert [name for name, job in workflow["jobs"].items() if evaluated(job["if"], known)] == ["fork"]
+
+
+def test_each_make_line_is_a_target_and_each_command_is_ours(repository, steps):
+    lines = "\n".join(step.get("run", "") for step in steps)
+    targets = re.findall(r"\bmake (\w+)", lines)
+    assert targets == ["team", "pull", "retrain"]
+    makefile = (repository / "Makefile").read_text()
+    for target in targets:
+        assert re.search(rf"^{target}:.*##", makefile, re.MULTILINE), target
+
+
+# --- GitHub's part ----------------------------------------------------------------------------------------------------
+
+
+class Known(dict):
+    """A context: what is not in it is empty, however deep one asks."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name, Known())
+
+    def __str__(self) -> str:
+        return "" if not self else super().__str__()
+
+
+def evaluated(text: Any, known: Mapping[str, Any]) -> Any:
+    """A value of the workflow with its expressions worked out: whole ones keep their type, others become text."""
+    if not isinstance(text, str):
+        return text
+    if whole := re.fullmatch(EXPRESSION, text.strip()):
+        found = _worked_out(whole[1], known)
+        return "" if found in (None, {}) else found
+    return EXPRESSION.sub(lambda one: str(_worked_out(one[1], known)), text)
+
+
+def _worked_out(expression: str, known: Mapping[str, Any]) -> Any:
+    """Of GitHub's language what this workflow uses: contexts, == and !=, !, && and ||, format, cancelled."""
+    parts = re.split(r"('[^']*')", " ".join(expression.split()))
+    spelled = {r"&&": " and ", r"\|\|": " or ", r"!(?!=)": " not ", r"\bformat\(": "_format("}
+    for at in range(0, len(parts), 2):
+        for theirs, ours in spelled.items():
+            parts[at] = re.sub(theirs, ours, parts[at])
+    names = {"_format": lambda text, *values: text.format(*values), "cancelled": lambda: False, "__builtins__": {}}
+    return eval("".join(parts).strip(), names | {"true": True, "false": False} | dict(known))
+
+
+GH = """#!/bin/sh
+# Plays gh: hands over the uploaded artifact, writes down the comment.
+case "$1 $2" in
+  "run download") mkdir -p "$7" && cp -R "$UPLOADED/$5/." "$7" ;;
+  "pr comment") echo "$3" > "$SAID/number" && cp "$5" "$SAID/body" ;;
+  *) echo "gh $*: not played" >&2; exit 1 ;;
+esac
+"""
+
+
+@dataclass
+class Github:
+    """A repository with the workflow in it: events go in; summaries, comments and commits come out."""
+
+    origin: Path
+    place: Path
+    environment: Mapping[str, str]
+    variables: Mapping[str, str]
+    secrets: Mapping[str, str]
+    runs: int = 0
+
+    def run(self, event: str, ref: str = "main", inputs: Mapping[str, str] | None = None, **sent: Any) -> "Run":
+        """Play the workflow as it stands at `ref`, each job in a fresh clone."""
+        self.runs += 1
+        place = self.place / f"run-{self.runs}"
+        place.mkdir()
+        pull = event == "pull_request"
+        known = {
+            "github": Known(
+                event_name=event,
+                event=Known(number=7, **sent) if pull else Known(sent),
+                ref="refs/pull/7/merge" if pull else f"refs/heads/{ref}",
+                ref_name=ref,
+                sha=git(self.origin, "rev-parse", ref).strip(),
+                actor="somebody",
+                token="token",
+                repository="somebody/noise2next",
+            ),
+            "inputs": Known(inputs or {}),
+            "vars": Known(self.variables),
+            "secrets": Known(self.secrets),
+            "needs": Known(),
+        }
+        made = Run(place)
+        workflow = None
+        for name in ("retrain", "lock", "comment", "fork"):
+            clone = place / name
+            git(place, "clone", "--quiet", "--depth", "1", "--branch", ref, self.origin.as_uri(), str(clone))
+            workflow = YAML(typ="safe").load((clone / ".github" / "workflows" / "retrain.yml").read_text())
+            assert list(workflow["jobs"]) == ["retrain", "lock", "comment", "fork"]
+            made.job(self, name, workflow, clone, known)
+        return made
+
+
+@dataclass(repr=False)
+class Run:
+    """One run of the workflow: each job's result, what each step printed, the summary, the comment."""
+
+    place: Path
+    results: dict[str, str] = field(default_factory=dict)
+    printed: dict[str, str] = field(default_factory=dict)
+    summary: str = ""
+
+    def __repr__(self) -> str:
+        return "\n".join([str(self.results), *(f"--- {name}\n{said[-1500:]}" for name, said in self.printed.items())])
+
+    @property
+    def comment(self) -> str:
+        found = self.place / "said" / "body"
+        return found.read_text() if found.exists() else ""
+
+    def job(self, github: Github, name: str, workflow: Mapping, clone: Path, known: dict[str, Any]) -> None:
+        job = workflow["jobs"][name]
+        needs = known["needs"]
+        if not evaluated(job.get("if", "${{ true }}"), known):
+            self.results[name] = "skipped"
+            needs[name] = Known(result="skipped", outputs=Known())
+            return
+        linked_environment(clone)
+        steps = Known()
+        around = {key: evaluated(value, known) for key, value in (workflow["env"] | job.get("env", {})).items()}
+        failed = False
+        for at, step in enumerate(job["steps"]):
+            context = known | {"steps": steps}
+            wanted = evaluated(step["if"], context) if "if" in step else not failed
+            identity = step.get("id", f"step-{at}")
+            if not wanted:
+                steps[identity] = Known(outcome="skipped", outputs=Known())
+                continue
+            if "uses" in step:
+                self._action(step, clone)
+                continue
+            outputs = self.place / f"{name}-{at}-outputs"
+            outputs.touch()
+            own = {key: str(evaluated(value, context)) for key, value in step.get("env", {}).items()}
+            code = self._line(github, step, clone, {key: str(one) for key, one in around.items()} | own, outputs)
+            said = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+            steps[identity] = Known(outcome="failure" if code else "success", outputs=Known(said))
+            failed = failed or code != 0
+        context = known | {"steps": steps}
+        told = {key: _text(evaluated(value, context)) for key, value in job.get("outputs", {}).items()}
+        self.results[name] = "failure" if failed else "success"
+        needs[name] = Known(result=self.results[name], outputs=Known(told))
+
+    def _action(self, step: Mapping, clone: Path) -> None:
+        action = step["uses"].partition("@")[0]
+        assert action in KNOWN
+        if action == "actions/upload-artifact":
+            given = step["with"]
+            found = [path for line in given["path"].split() for path in clone.glob(line)]
+            assert found or given["if-no-files-found"] != "error"
+            for path in found:
+                target = self.place / "uploaded" / given["name"] / path.relative_to(clone)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, target)
+
+    def _line(self, github: Github, step: Mapping, clone: Path, own: Mapping[str, str], outputs: Path) -> int:
+        """Run a `run:` as GitHub's `shell: bash` does."""
+        (self.place / "said").mkdir(exist_ok=True)
+        summary = self.place / "summary"
+        summary.touch()
+        environment = {
+            **github.environment,
+            **own,
+            "GITHUB_OUTPUT": str(outputs),
+            "GITHUB_STEP_SUMMARY": str(summary),
+            "GITHUB_RUN_ID": str(github.runs),
+            "UPLOADED": str(self.place / "uploaded"),
+            "SAID": str(self.place / "said"),
+            "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{clone}",
+        }
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            cwd=clone,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        self.printed[step["name"]] = done.stdout
+        self.summary = summary.read_text()
+        return done.returncode
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def linked_environment(clone: Path) -> None:
+    """This Python's environment as the clone's own .venv, with the marks of a finished installation."""
+    own = clone / ".venv"
+    own.mkdir()
+    for part in servers.PROGRAMS.parent.iterdir():
+        if not part.name.startswith("."):
+            (own / part.name).symlink_to(part)
+    for mark in (".run", ".team", ".dev"):
+        (own / mark).touch()
+
+
+def git(place: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- the lines themselves ---------------------------------------------------------------------------------------------
+
+PARAMS = """
+seed: 1
+engine: duckdb
+datasets:
+  shop:
+    path: shop/log.csv
+    format: delimited
+    separator: ","
+    columns: {user: user_id, item: item_id, time: timestamp}
+    time_unit: s
+trainer: {metric: recall@20}
+evaluation: {cutoffs: [10, 20], bootstrap_samples: 50}
+clustering: {embeddings: most_pop}
+latent_variants: {}
+variants:
+  most_pop: {model: noise2next.models.popularity.MostPop}
+  ease: {model: noise2next.models.ease.EASE, options: {l2: 100}}
+"""
+
+
+@dataclass
+class Member:
+    """Someone of the team at their own clone."""
+
+    clone: Path
+    environment: Mapping[str, str]
+
+    def dvc(self, *arguments: str) -> None:
+        program = str(self.clone / ".venv" / "bin" / "dvc")
+        done = subprocess.run(
+            [program, *arguments], cwd=self.clone, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def publish(self, lines: list[str], message: str, branch: str = "main") -> None:
+        """Put `lines` in the place of the log, version it, and push both."""
+        git(self.clone, "fetch", "--quiet", "origin")
+        git(self.clone, "checkout", "--quiet", "-B", branch, "origin/main")
+        log = self.clone / "data" / "shop" / "log.csv"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(lines))
+        self.dvc("add", "--quiet", "data")
+        self.dvc("push", "--quiet", "data.dvc")
+        git(self.clone, "add", "--all")
+        git(self.clone, "commit", "--quiet", "--message", message)
+        git(self.clone, "push", "--quiet", "origin", branch)
+
+
+@dataclass
+class World:
+    """The repository on GitHub, the bucket, the registry, a colleague, and the log's days."""
+
+    github: Github
+    store: str
+    tracking: str
+    member: Member
+    lines: list[str]
+
+    def champion(self, place: Path) -> str | None:
+        registry = ModelRegistry(Settings(root=place), Workspace(place, "shop"))
+        found = registry.at("champion")
+        return found and f"{found.version} {found.tags['variant']}"
+
+    def head(self) -> str:
+        return git(self.github.origin, "rev-parse", "main").strip()
+
+
+@pytest.fixture(scope="module")
+def world(repository, tmp_path_factory):
+    if not (repository / ".git").exists():
+        pytest.skip("not a git checkout, so there is nothing to clone")
+    place = tmp_path_factory.mktemp("github")
+    (place / "bin").mkdir()
+    (place / "bin" / "gh").write_text(GH)
+    (place / "bin" / "gh").chmod(0o755)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AWS_", "MLFLOW_TRACKING", "NOISE2NEXT_"))
+    }
+    author = {
+        "GIT_AUTHOR_NAME": "m",
+        "GIT_AUTHOR_EMAIL": "m@m",
+        "GIT_COMMITTER_NAME": "m",
+        "GIT_COMMITTER_EMAIL": "m@m",
+    }
+    own = {"PATH": f"{place / 'bin'}{os.pathsep}{inherited['PATH']}", "NOISE2NEXT_DEVICE": "cpu"}
+    with contextlib.ExitStack() as running:
+        postgres = running.enter_context(servers.postgres())
+        store = running.enter_context(servers.object_store("logs", "models"))
+        tracking = running.enter_context(mlflow_server(postgres, store, place))
+        patched = running.enter_context(pytest.MonkeyPatch.context())
+        patched.setenv("MLFLOW_TRACKING_URI", tracking)
+        for name, value in author.items():
+            patched.setenv(name, value)
+        origin, clone = place / "origin.git", place / "member"
+        git(place, "init", "--quiet", "--bare", "--initial-branch", "main", str(origin))
+        git(place, "clone", "--quiet", str(origin), str(clone))
+        git(clone, "checkout", "--quiet", "-B", "main")
+        for name in git(repository, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+            if (repository / name).is_file():
+                (clone / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(repository / name, clone / name)
+        (clone / "params.yaml").write_text(PARAMS)
+        linked_environment(clone)
+        member = Member(clone, {**inherited, **servers.KEYS})
+        member.dvc("remote", "add", "--default", "storage", "s3://logs/dvc")
+        member.dvc("remote", "modify", "storage", "endpointurl", store)
+        git(clone, "add", "--all")
+        git(clone, "commit", "--quiet", "--message", "Begin")
+        git(clone, "push", "--quiet", "origin", "main")
+        sample.write(place / "all.csv", seed=5)
+        github = Github(
+            origin,
+            place,
+            {**inherited, **own},
+            {"MLFLOW_TRACKING_URI": tracking, "RETRAIN_DATASET": "shop", "RETRAIN_VARIANTS": "most_pop,ease"},
+            {name: value for name, value in servers.KEYS.items() if name.startswith("AWS_")},
+        )
+        yield World(github, store, tracking, member, (place / "all.csv").read_text().splitlines(keepends=True))
+
+
+@contextlib.contextmanager
+def mlflow_server(postgres: servers.Postgres, store: str, place: Path):
+    """MLflow on PostgreSQL and the S3, at the address that it yields."""
+    port = servers.free_port()
+    environment = {
+        **servers.KEYS,
+        "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg2://postgres:{postgres.password}@127.0.0.1:{postgres.port}/postgres",
+        "MLFLOW_ARTIFACTS_DESTINATION": "s3://models",
+        "MLFLOW_S3_ENDPOINT_URL": store,
+    }
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    log = place / "mlflow.log"
+    with servers.program(command, environment, log) as started:
+        servers.wait_for(f"http://127.0.0.1:{port}/health", started, log)
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.slow
+def test_from_new_data_in_a_commit_to_a_changed_champion_with_no_hand_on_it(world, tmp_path):
+    github = world.github
+
+    # the first day: popularity alone, asked for by hand
+    world.member.publish(world.lines[:1] + world.lines[-8_000:-2_000], "The first days")
+    first = github.run("workflow_dispatch", inputs={"dataset": "shop", "variants": "most_pop", "runner": "gpu"})
+    assert first.results == {"retrain": "success", "lock": "success", "comment": "skipped", "fork": "skipped"}, first
+    assert world.champion(tmp_path) == "1 most_pop"
+    assert "champion after | version 1 (most_pop)" in first.summary
+    assert "workflow_dispatch, by somebody" in first.summary
+    assert "evaluate@shop-ease" not in first.printed["Rerun what has changed and ask the gate"]
+
+    # what was made is in the bucket, and a commit says so
+    made = git(github.origin, "show", "--name-only", "--format=%an: %s", "main").split("\n")
+    assert [line for line in made if line] == [
+        "github-actions[bot]: Record what the retraining of shop made",
+        "dvc.lock",
+    ]
+    assert any("files/md5" in key for key in servers.keys_in(world.store, "logs"))
+    assert any(key.endswith("weights.safetensors") for key in servers.keys_in(world.store, "models"))
+
+    # new data is pushed: a better model is trained on it and takes the place
+    world.member.publish(world.lines[:1] + world.lines[-8_000:], "More days")
+    second = github.run("push")
+    assert second.results["retrain"] == second.results["lock"] == "success", second
+    assert world.champion(tmp_path) == "2 ease"
+    assert "champion before | version 1 (most_pop)" in second.summary
+    assert "champion after | version 2 (ease)" in second.summary
+    assert f"a push to main, commit {git(github.origin, 'rev-parse', 'main~1').strip()}" in second.summary
+    assert "recall@20 above the champion" in second.summary
+
+    # on the schedule, with nothing new: in a fresh clone nothing is made again and nothing is committed
+    head = world.head()
+    third = github.run("schedule")
+    printed = third.printed["Rerun what has changed and ask the gate"]
+    assert third.results["retrain"] == third.results["lock"] == "success", third
+    assert "Running stage" not in printed
+    assert "Stage 'train@shop-ease' didn't change, skipping" in printed
+    assert world.head() == head
+    assert world.champion(tmp_path) == "2 ease"
+    assert "nothing to decide" in third.summary
+
+
+@pytest.mark.slow
+def test_a_pull_request_with_broken_data_is_told_so_and_changes_nothing(world, tmp_path):
+    before, head = world.champion(tmp_path), world.head()
+    poisoned = [line if at % 3 else "no row at all\n" for at, line in enumerate(world.lines[-8_000:])]
+    world.member.publish(world.lines[:1] + poisoned, "A bad month", branch="month")
+    run = world.github.run("pull_request", ref="month")
+    assert run.results == {"retrain": "failure", "lock": "skipped", "comment": "success", "fork": "skipped"}, run
+    assert "the contract is broken: shop: 33" in run.summary
+    assert "a rehearsal with a registry of its own" in run.summary
+    assert run.comment == run.summary
+    assert (run.place / "said" / "number").read_text() == "7\n"
+    assert (world.champion(tmp_path), world.head()) == (before, head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["$(shell touch ../pwned)", "x; touch ../pwned", '"$(touch ../pwned)"', "--help"])
+def test_an_input_is_a_name_and_never_a_command(world, name):
+    for sent in ({"dataset": name}, {"dataset": "shop", "variants": name}):
+        run = world.github.run("repository_dispatch", client_payload=Known(sent))
+        assert run.results["retrain"] == "failure"
+        assert list(run.place.rglob("pwned")) == []
