@@ -138,11 +138,6 @@ class Workspace:
         return self.artifacts / ".run.lock"
 
     @property
-    def drift(self) -> Path:
-        """report.json: whether what comes in has moved away from what the champion knows, and why"""
-        return self.artifacts / "drift"
-
-    @property
     def registration(self) -> Path:
         """report.json: the decision and why"""
         return self.artifacts / "register"
