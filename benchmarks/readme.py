@@ -168,7 +168,7 @@ def _gate() -> str:
         f"Of {trials:,} challengers that equal their champion in truth it promotes {wrong / trials:.1%} (its level is "
         f"{level:.0%}); of {blocked['trials']} planted collapses of coverage it blocks {blocked['passed']}. A planted "
         f"gain of 2% in ndcg@20 among 6,000 users is promoted in {part:.0%} of the trials where a quarter of the lists "
-        f"has changed otherwise too, and in {whole:.0%} where all are another seed's. A rollback takes {rollback:.1f} s "
+        f"has changed otherwise too, in {whole:.0%} where all are another seed's. A rollback takes {rollback:.1f} s "
         "([gate.md](benchmarks/gate.md))."
     )
 
