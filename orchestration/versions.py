@@ -36,7 +36,7 @@ CODE: Mapping[str, tuple[str, ...]] = {  # the same lists stand in dvc.yaml, and
     "train_latent": ("data/item_tables.py", *TRAIN),
     "evaluate_latent": EVALUATE,
     "leaderboard": ("evaluation", "stages/leaderboard.py"),
-    "register": ("registry", "stages/register.py"),
+    "register": ("registry", "stages/gate.py", "stages/register.py"),
     "recommend": ("registry/packaging.py", "stages/recommend.py"),  # the last two are no stages of DVC
     "drift": ("data/recent.py", "evaluation/drift.py", "evaluation/outcome.py", "stages/drift.py"),
 }

@@ -290,6 +290,7 @@ def champion(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
             ),
             **described(report, leave_out=("dataset", "summary", "decision")),
         },
+        versions.of_files({report.model: str(report.champion)}),  # who serves, not when the gate was asked
     )
 
 
@@ -377,10 +378,10 @@ def _left_out(reason: str) -> dg.MaterializeResult[Any]:
     return dg.MaterializeResult(data_version=dg.DataVersion("left out"), metadata={"left out": reason})
 
 
-def _made(place: Path, metadata: Mapping[str, Any]) -> dg.MaterializeResult[Any]:
-    """What a stage wrote at `place`, in the version of its files."""
+def _made(place: Path, metadata: Mapping[str, Any], version: str | None = None) -> dg.MaterializeResult[Any]:
+    """What a stage wrote at `place`, in the version of its files unless another is given."""
     return dg.MaterializeResult(
-        data_version=dg.DataVersion(versions.of_output(place)),
+        data_version=dg.DataVersion(version or versions.of_output(place)),
         metadata={**metadata, "folder": dg.MetadataValue.path(place)},
     )
 

@@ -244,6 +244,14 @@ def test_the_history_has_every_decision_with_who_and_why(changed: World):
     assert all("@" in one.by and one.why for one in events)
 
 
+def test_before_any_registration_there_is_no_history_and_nothing_to_promote(world: World):
+    assert promote.history(world.space, world.settings).events == []
+    with pytest.raises(UserError, match="no challenger"):
+        ask(world)
+    with pytest.raises(UserError, match="no champion yet"):
+        go_back(world)
+
+
 def test_the_three_commands_print_one_document_each(changed: World, monkeypatch: pytest.MonkeyPatch):
     from ruamel.yaml import YAML
 
