@@ -88,8 +88,9 @@ class Follower:
     @property
     def trouble(self) -> str | None:
         """What keeps the newest champion from being served, for people; None where nothing does."""
-        if self._trouble is None and self.kept_out is not None:
-            return f"version {self.kept_out.version} stays out: {self.kept_out.error}"
+        kept_out = self.kept_out
+        if self._trouble is None and kept_out is not None:
+            return f"version {kept_out.version} stays out: {kept_out.error}"
         return self._trouble
 
     def look(self) -> None:

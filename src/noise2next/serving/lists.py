@@ -20,6 +20,7 @@ from noise2next.registry.packaging import Asked, Package, Reply
 DEPTH = 100  # items of a list
 MOST_BYTES = 512 << 20
 LEAST_DEPTH = 10  # where not even this fits into the bytes, nothing is kept
+TOGETHER = 256  # users of one call: more gain no speed, and the memory of a call is held for long
 LOWEST_PRIORITY = 19
 
 
@@ -45,7 +46,7 @@ class KnownLists:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         if not self.depth:
             return
-        for users, items, scores in self._package.everyone(self.depth):
+        for users, items, scores in self._package.everyone(self.depth, most=TOGETHER):
             self._items[users], self._scores[users] = items, scores
             self.done = int(users[-1]) + 1
             if not wanted():
