@@ -342,9 +342,10 @@ def tell(found: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *(f"| {' | '.join(row)} |" for row in goals),
             "",
-            f"A known user's list is worked out once for a version (all in {found['listing_seconds']:.0f} s here, while "
-            "it serves) and then looked up; a history that nobody has is scored when it is asked for. Single requests "
-            f"come as a Poisson process, {RATE} a second, and wait from the moment that was planned.",
+            "A known user's list is worked out once for a version (all in "
+            f"{found['listing_seconds']:.0f} s here, while it serves) and then looked up; a history that nobody has is "
+            "scored when it is asked for. Single requests come as a Poisson process, "
+            f"{RATE} a second, and wait from the moment that was planned.",
             "",
             "| one query a request | requests | p50 ms | p90 ms | p99 ms | most | processor ms a request |",
             "|---|---|---|---|---|---|---|",
