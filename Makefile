@@ -73,6 +73,7 @@ bench: $(VENV)/.dev  ## measure latency, scale and speed again, write benchmarks
 	@-$(BIN)/python benchmarks/speed_rows.py
 	@-$(BIN)/python benchmarks/inference_steps.py
 	@$(BIN)/python benchmarks/gate.py
+	@-$(BIN)/python benchmarks/serving.py
 	@$(BIN)/python benchmarks/readme.py
 
 results: $(VENV)/.dev  ## train a table of docs/results again (TABLE=..., an hour or more; goes on where it stopped)

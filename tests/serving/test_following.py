@@ -95,6 +95,13 @@ def test_a_version_that_failed_is_tried_again_after_a_growing_wait(shelf, servic
     assert service.follower.trouble is None
 
 
+def test_a_version_that_fails_for_days_is_still_tried(shelf, service, tmp_path):
+    shelf.places["2"], shelf.champion = damaged(shelf, tmp_path), "2"
+    service.follower.kept_out = following.KeptOut("2", "damaged", 5000, following._now())
+    service.follower.look()
+    assert service.follower.kept_out.failures == 5001
+
+
 def test_back_to_the_version_that_serves_nothing_is_kept_out_any_more(shelf, service, tmp_path):
     shelf.places["2"], shelf.champion = damaged(shelf, tmp_path), "2"
     service.follower.look()

@@ -8,7 +8,6 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.serving.shop import ITEMS, USERS, Service
 
-from noise2next.registry import packaging
 from noise2next.registry.packaging import Asked, Package
 from noise2next.serving import lists
 from noise2next.serving.lists import KnownLists
@@ -47,7 +46,7 @@ def test_who_is_not_there_is_left_to_be_scored(filled: KnownLists):
 
 
 def test_lists_count_from_the_moment_that_they_are_done_and_end_when_nobody_wants_them(service, monkeypatch):
-    monkeypatch.setattr(packaging, "SCORES_BYTES", 4 * ITEMS * 7)  # seven users a block
+    monkeypatch.setattr(lists, "TOGETHER", 7)
     made = KnownLists(service.package)
     assert made.find(EVERYONE, 3, True) == [None] * USERS
     wanted = iter([True, False])

@@ -277,10 +277,14 @@ class Package:
             return courses(model.denoising(questions.queries), questions.queries if exclude_seen else None, k)
 
     def everyone(
-        self, k: int, exclude_seen: bool = True
+        self, k: int, exclude_seen: bool = True, most: int | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-        """Blocks of all users in order: users [b], items [b, k] as indices, scores [b, k] (-inf: no item is left)."""
+        """Blocks of all users in order: users [b], items [b, k] as indices, scores [b, k] (-inf: no item is left).
+
+        b is what fits into SCORES_BYTES, and at most `most`.
+        """
         size = max(1, SCORES_BYTES // (4 * max(1, len(self.artifact.items))))
+        size = size if most is None else min(size, most)
         for block in torch.split(torch.arange(len(self.users), device=self._device), size):
             scores, items = self._rank(self._everyone.select(block), k, exclude_seen)
             yield block.cpu().numpy(), items.cpu().numpy(), scores.cpu().numpy()

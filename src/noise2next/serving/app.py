@@ -94,11 +94,12 @@ def create_app(follower: Follower, batcher: Batcher, metrics: Metrics) -> FastAP
         if not missing:
             return [reply for reply in found if reply is not None]
         try:
-            scored = iter(await asyncio.wrap_future(batcher.ask(champion.package, missing, k, exclude_seen)))
+            scored = await asyncio.wrap_future(batcher.ask(champion.package, missing, k, exclude_seen))
         except Busy as error:
             metrics.turned_away.inc()
             raise Refused(503, "more queries wait than can be answered in time; try again", "server") from error
-        return [next(scored) if reply is None else reply for reply in found]
+        rest = iter(scored)
+        return [next(rest) if reply is None else reply for reply in found]
 
     @app.post(
         "/recommend",

@@ -95,7 +95,9 @@ class Batcher:
             first = self._queue[0]
             room = max(1, min(MOST_TOGETHER, SCORES_BYTES // (4 * max(1, len(first.package.artifact.items)))))
             pieces: list[_Piece] = []
-            for request in [one for one in self._queue if one.goes_with(first) and one.wanted()]:
+            for request in [one for one in self._queue if one.goes_with(first)]:
+                if not request.wanted():
+                    continue  # it leaves when it comes to the head
                 piece = slice(request.begun, min(len(request.asked), request.begun + room))
                 request.begun = piece.stop
                 room -= piece.stop - piece.start

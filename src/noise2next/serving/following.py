@@ -24,6 +24,7 @@ from noise2next.serving.metrics import Metrics
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = timedelta(minutes=10)  # until a version that failed is tried again
+MOST_DOUBLINGS = 16  # of the wait, which is the longest long before
 
 
 class Registry(Protocol):
@@ -88,8 +89,9 @@ class Follower:
     @property
     def trouble(self) -> str | None:
         """What keeps the newest champion from being served, for people; None where nothing does."""
-        if self._trouble is None and self.kept_out is not None:
-            return f"version {self.kept_out.version} stays out: {self.kept_out.error}"
+        kept_out = self.kept_out
+        if self._trouble is None and kept_out is not None:
+            return f"version {kept_out.version} stays out: {kept_out.error}"
         return self._trouble
 
     def look(self) -> None:
@@ -122,7 +124,8 @@ class Follower:
         loaded = self._worker.submit(_load, registry, version)
         if (error := loaded.exception()) is not None:
             before = self.kept_out.failures if self.kept_out and self.kept_out.version == number else 0
-            wait = min(timedelta(seconds=self._seconds) * 2**before, LONGEST_WAIT)
+            doubled = timedelta(seconds=self._seconds) * 2 ** min(before, MOST_DOUBLINGS)
+            wait = min(doubled, LONGEST_WAIT)
             self.kept_out = KeptOut(number, _sentence(error), before + 1, _now() + wait)
             self._metrics.versions_kept_out.inc()
             still = f"version {self.champion.version} goes on" if self.champion else "nothing is served"
@@ -143,11 +146,9 @@ class Follower:
         log.info("%s version %s (%s) is served", champion.name, champion.version, champion.variant)
 
     def _note(self, trouble: str | None, error: BaseException | None = None) -> None:
-        """Log what is new in `trouble`, and remember it."""
+        """Log what is new in `trouble`, with an error that nobody foresaw whole, and remember it."""
         if trouble is not None and trouble != self._trouble:
-            log.warning("%s", trouble)
-        if error is not None:
-            log.debug("the registry's error", exc_info=error)
+            log.warning("%s", trouble, exc_info=None if isinstance(error, UserError) else error)
         self._trouble = trouble
 
     def _follow(self) -> None:

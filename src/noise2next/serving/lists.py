@@ -1,7 +1,7 @@
 """Known users' lists, worked out once for a version.
 
 What a model gives to a known user is the same for as long as the version serves, so a thread works everyone out when
-the version has begun, at the lowest priority, and from then on such a user is looked up. Whoever is not there yet,
+the version has begun, at a lower priority, and from then on such a user is looked up. Whoever is not there yet,
 histories, longer lists and lists with seen items are scored when they are asked for.
 """
 
@@ -20,7 +20,8 @@ from noise2next.registry.packaging import Asked, Package, Reply
 DEPTH = 100  # items of a list
 MOST_BYTES = 512 << 20
 LEAST_DEPTH = 10  # where not even this fits into the bytes, nothing is kept
-LOWEST_PRIORITY = 19
+TOGETHER = 256  # users of one call: more gain no speed, and the memory of a call is held for long
+LOWER_PRIORITY = 5  # nice: whoever waits goes first, and yet under full load a fifth of a core is left for this
 
 
 class KnownLists:
@@ -42,10 +43,10 @@ class KnownLists:
     def fill(self, wanted: Callable[[], bool]) -> None:
         """Work them out here and now. On Linux a thread has a priority of its own, which is lowered for good."""
         if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWER_PRIORITY)
         if not self.depth:
             return
-        for users, items, scores in self._package.everyone(self.depth):
+        for users, items, scores in self._package.everyone(self.depth, most=TOGETHER):
             self._items[users], self._scores[users] = items, scores
             self.done = int(users[-1]) + 1
             if not wanted():
