@@ -311,9 +311,7 @@ class DriftConfig(Frozen):
     least_rows: PositiveInt = 500  # in each of the two stretches, else nothing is said of them
     least_users: PositiveInt = 100  # likewise, and with later events for the outcome
     least_item_users: PositiveInt = 3  # who took an item in a stretch, before it counts as a new one
-    level: Share = (
-        0.99  # of all log that has not changed this share or more is not alarmed, all six questions together
-    )
+    level: Share = 0.99  # of all log that has not changed this share or more is not alarmed, all six questions together
     draws: Annotated[int, Field(ge=100)] = 1000  # of what chance alone does
     margins: DriftMargins = DriftMargins()
     overlap: Share = 0.3  # of the newest model's list with the champion's: less is another recommender
