@@ -182,7 +182,7 @@ def judge(log: Log, config: DriftConfig, backend: BaseBackend, scratch: Path, se
     return Judged(
         tuple(one.name for one in findings if one.alarmed),
         int(found.rows[-1]),
-        len(np.unique(found.users[found.stretches == len(found.starts) - 1])),
+        found.n_users(len(found.starts) - 1),
     )
 
 

@@ -101,9 +101,19 @@ def test_what_came_after_is_each_pair_once_and_a_return_only_where_repeats_are_k
         tmp_path / "log.parquet",
         ("u", "a", 1), ("v", "a", 2), ("w", "b", 3), ("u", "a", 11), ("u", "b", 12), ("u", "b", 13), ("v", "z", 14),
     )  # fmt: skip
-    came = IngestedLog(backend, path, dataset()).aftermath(10 * DAY)
+    came = IngestedLog(backend, path, dataset()).aftermath(10 * DAY, 9)
     assert came.later.to_pylist() == [{"user": "u", "item": "b"}, {"user": "v", "item": "z"}]
     assert came.before.to_pylist() == [{"user": "u", "item": "a"}, {"user": "v", "item": "a"}]
     assert came.popular.to_pylist() == [{"item": "a", "users": 2}, {"item": "b", "users": 1}]
-    kept = IngestedLog(backend, path, dataset(repeats="keep")).aftermath(10 * DAY)
+    kept = IngestedLog(backend, path, dataset(repeats="keep")).aftermath(10 * DAY, 9)
     assert kept.later.to_pylist()[0] == {"user": "u", "item": "a"}
+
+
+def test_of_many_users_as_many_as_asked_for_are_looked_at_and_always_the_same(backend: BaseBackend, tmp_path: Path):
+    rows = [(f"u{user}", item, day) for user in range(40) for item, day in (("a", 1), ("b", 11))]
+    path = log(tmp_path / "log.parquet", *rows, *[(f"new{user}", "b", 12) for user in range(40)])
+    some, again = (IngestedLog(backend, path, dataset()).aftermath(10 * DAY, 7) for _ in range(2))
+    assert len(some.later) == len(some.before) == 7
+    assert some.later == again.later
+    assert all(user.startswith("u") for user in some.later.column("user").to_pylist())
+    assert some.popular.to_pylist() == [{"item": "a", "users": 40}]

@@ -44,6 +44,10 @@ class Recent:
     def rows(self) -> NDArray[np.int64]:
         return np.bincount(self.stretches, self.counts, len(self.starts)).astype(np.int64)
 
+    def n_users(self, stretch: int) -> int:
+        """Who has a row in it."""
+        return len(np.unique(self.users[self.stretches == stretch]))
+
 
 @dataclass(frozen=True)
 class Span:
@@ -58,7 +62,8 @@ class Span:
 class Aftermath:
     """What users took after an instant, and what had been taken before it; raw ids.
 
-    later: user, item, each pair once. before: the same of these users. popular: item and its users, most of them first.
+    later: user, item, each pair once, of some users. before: the same of these. popular: item and how many have it, the
+    most popular first.
     """
 
     later: pa.Table
@@ -112,8 +117,8 @@ class IngestedLog:
             found.column("item_since").to_numpy() > began,
         )
 
-    def aftermath(self, until: int) -> Aftermath:
-        """What came after `until`.
+    def aftermath(self, until: int, most: int) -> Aftermath:
+        """What came after `until`, of at most `most` of the users who were there before, by a hash of their ids.
 
         A user's return to an item counts only where the dataset keeps repeats, as in preparation.
         """
@@ -122,6 +127,9 @@ class IngestedLog:
         before = log.filter(log.time <= until).select("user", "item").distinct()
         if self.dataset.repeats != "keep":
             later = later.anti_join(before, ["user", "item"])
+        users = later.select("user").distinct().semi_join(before, "user")
+        users = users.order_by([users.user.hexdigest("md5"), "user"]).limit(most)
+        later = later.semi_join(users, "user")
         popular = before.group_by("item").aggregate(users=before.count())
         return Aftermath(
             later.order_by(["user", "item"]).to_pyarrow(),

@@ -136,7 +136,7 @@ def _described(found: Recent) -> list[StretchReport]:
             after=_moment(int(start)),
             until=_moment(int(start) + found.length),
             rows=int(found.rows[at]),
-            users=len(np.unique(found.users[found.stretches == at])),
+            users=found.n_users(at),
         )
         for at, start in enumerate(found.starts)
     ]
@@ -167,7 +167,7 @@ def _prediction(
         if newer is None:
             return unjudged("overlap", "prediction", "there is no newer model than the champion")
         k, config = params.recommendations.k, params.drift
-        lists = _both_lists(newer, package, config.overlap_users, k, params.evaluation.memory_mb, params.seed)
+        lists = _both_lists(newer, package, config.most_users, k, params.evaluation.memory_mb, params.seed)
     except UserError as error:
         return unjudged("overlap", "prediction", str(error))
     if len(lists) < config.least_users:
@@ -277,7 +277,7 @@ def _came(params: Params, ingested: IngestedLog, table: recommend.KeptReport) ->
     dataset = ingested.dataset
     if table.known_until is None:
         return _no_clock(dataset, None) or "the table does not say up to when it knows the log; make it again"
-    after = ingested.aftermath(table.known_until)
+    after = ingested.aftermath(table.known_until, params.drift.most_users)
     of_interest = pc.field("user").isin(pc.unique(after.later.column("user").combine_chunks()))
     lists = pq.read_table(table.path, columns=["user", "rank", "item"], filters=of_interest)
     found = outcome.judge(lists, after, table.k, dataset.split.mask_seen)
