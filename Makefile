@@ -65,9 +65,10 @@ lint: $(VENV)/.dev  ## style, import arrows, workflows
 types: $(VENV)/.dev  ## mypy, strict
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure latency, scale and speed again, write benchmarks/*.md and the README's figures
+bench: $(VENV)/.dev  ## measure latency, scale, drift and speed again, write benchmarks/*.md and the README's figures
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/scale.py
+	@$(BIN)/python benchmarks/drift.py
 	@-$(BIN)/python benchmarks/speed.py --whole
 	@-$(BIN)/python benchmarks/speed_sequences.py
 	@-$(BIN)/python benchmarks/speed_rows.py

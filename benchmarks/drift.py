@@ -3,9 +3,9 @@
     python benchmarks/drift.py [--streams 200] [--planted 25]     writes benchmarks/drift.json and benchmarks/drift.md
 
 Every stream is a log in Parquet that goes the way of the stage: read by the engine, cut into stretches, compared with
-the settings of params.yaml. A stream that has not changed is made of real or generated rows so that its stretches differ
-by chance alone; in a moving one only its users are drawn anew, and the shop moves from month to month as it did. The
-planted changes are made in the newest stretch.
+the settings of params.yaml. A stream that has not changed is made of real or generated rows so that its stretches
+differ by chance alone; in a moving one only its users are drawn anew, and the shop moves from month to month as it did.
+The planted changes are made in the newest stretch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from machine import processor
 from scipy.stats import binomtest
 
 from noise2next.config import Dataset, DriftConfig, load_params
-from noise2next.data import recent, sample
-from noise2next.data.recent import DAY
+from noise2next.data import sample
+from noise2next.data.recent import DAY, IngestedLog
 from noise2next.data.tables import connect
 from noise2next.evaluation import drift
 from noise2next.workspace import Workspace, write_json
@@ -172,16 +172,17 @@ def judge(log: Log, config: DriftConfig, backend: BaseBackend, scratch: Path, se
     path = scratch / f"{seed}.parquet"
     ids = {"user": pa.array(log.users).cast(pa.string()), "item": pa.array(log.items).cast(pa.string())}
     pq.write_table(pa.table({**ids, "time": log.times}), path)
-    whole = recent.span(backend, path, SHOP, log.until)
+    ingested = IngestedLog(backend, path, SHOP)
+    whole = ingested.span(log.until)
     assert whole is not None
-    found = recent.recent(backend, path, SHOP, log.until, whole, config.days, config.stretches)
+    found = ingested.recent(log.until, whole, config.days, config.stretches)
     assert drift.too_small(found, config) is None
     findings = drift.compare(found, config, seed)
     path.unlink()
     return Judged(
         tuple(one.name for one in findings if one.alarmed),
         int(found.rows[-1]),
-        len(np.unique(found.users[found.stretches == len(found.starts) - 1])),
+        found.n_users(len(found.starts) - 1),
     )
 
 
@@ -264,9 +265,10 @@ def page(document: dict) -> str:
 
     def line(name: str, one: dict) -> str:
         by = ", ".join(f"{question} {times}" for question, times in one["by"].items() if times) or "none"
+        share = f"{100 * one['alarmed'] / one['streams']:.1f} %"
         return (
             f"| {name} | {one['rows']:,} | {one['users']:,} | {one['alarmed']} of {one['streams']} | "
-            f"{100 * one['alarmed'] / one['streams']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f}) | {by} |"
+            f"{share} ({100 * one['low']:.1f} to {100 * one['high']:.1f}) | {by} |"
         )
 
     head = ["| stream | rows | users | alarmed | share, 95 % interval | by question |", "|---|---|---|---|---|---|"]

@@ -110,6 +110,20 @@ def test_everyone_gets_a_table_written_whole(shop):
     assert sorted(path.name for path in (root / "out").iterdir()) == ["lists.parquet"]
 
 
+def test_everyones_table_is_kept_and_drift_is_told_in_sentences_and_as_a_document(shop):
+    root, _ = shop
+    kept = json.loads(noise2next(root, "recommend", "-d", "shop", "--all", "--json").stdout)
+    assert (kept["k"], kept["version"]) == (20, "1")
+    assert json.loads(noise2next(root, "recommend", "-d", "shop", "--all", "--json").stdout) == kept
+    told = noise2next(root, "drift", "-d", "shop")
+    assert told.returncode == 0, told.stderr
+    assert "item_mix: not judged" in told.stdout
+    assert "shop is still that of champion version 1" in told.stdout
+    document = json.loads(noise2next(root, "drift", "-d", "shop", "--json").stdout)
+    assert document.keys() >= {"dataset", "data_version", "drifted", "reasons"}
+    assert (document["dataset"], document["drifted"], document["reasons"]) == ("shop", False, [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -121,7 +135,10 @@ def test_everyone_gets_a_table_written_whole(shop):
         (["recommend", "-d", "shop", "--user", "nobody"], "nobody"),
         (["recommend", "-d", "shop", "--history", "nothing"], "nothing"),
         (["recommend", "-d", "shop"], "exactly one of"),
-        (["recommend", "-d", "shop", "--all"], "--out"),
+        (["recommend", "-d", "shop", "--user", "u1", "--out", "x.parquet"], "give --all with it"),
+        (["recommend", "-d", "shop", "--all", "-k", "5"], "recommendations.k"),
+        (["recommend", "-d", "shop", "--all", "-v", "ease"], "leave --variant and -k out"),
+        (["drift", "-d", "nowhere"], "there is no dataset 'nowhere'"),
         (["recommend", "-d", "shop", "--all", "--out", "/proc/x.parquet"], "/proc/"),
         (["recommend", "-d", "shop", "--all", "--out", "x.parquet", "--draws", "3"], "--draws looks at one list"),
         (["recommend", "-d", "shop", "--history", "i0500", "-v", "ease", "--draws", "3"], "leave --draws out"),
@@ -253,6 +270,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path):
         "leaderboard",
         "register",
         "recommend",
+        "drift",
     ):
         assert command in done.stdout
     loaded = subprocess.run(

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from noise2next.errors import UserError
-from noise2next.workspace import MANIFEST, digest, require, verify, write_atomically, write_json, writing
+from noise2next.workspace import MANIFEST, digest, remove, require, verify, write_atomically, write_json, writing
 
 
 def fill(folder, text):
@@ -103,6 +103,15 @@ def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path):
     with writing(tmp_path / "out") as folder:
         fill(folder, "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
+
+
+def test_a_removed_folder_is_gone_with_all_that_was_in_it(tmp_path):
+    for name in ("old", "older"):
+        with writing(tmp_path / name) as folder:
+            (folder / "a.txt").write_text(name)
+    remove(tmp_path / "old")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["older"]
+    assert verify(tmp_path / "older")
 
 
 def test_a_sweep_leaves_the_folders_of_a_longer_name_alone(tmp_path):

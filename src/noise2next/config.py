@@ -309,13 +309,13 @@ class DriftConfig(Frozen):
     days: PositiveFloat = 28.0  # the longest stretch of the log that is held against an earlier one
     stretches: Annotated[int, Field(ge=1)] = 5  # of equal length before it, which say what is usual
     least_rows: PositiveInt = 500  # in each of the two stretches, else nothing is said of them
-    least_users: PositiveInt = 100  # likewise, and with later events for the outcome
+    least_users: Annotated[int, Field(ge=20)] = 100  # likewise, and with later events for the outcome
     least_item_users: PositiveInt = 3  # who took an item in a stretch, before it counts as a new one
     level: Share = 0.99  # of all log that has not changed this share or more is not alarmed, all six questions together
     draws: Annotated[int, Field(ge=100)] = 1000  # of what chance alone does
     margins: DriftMargins = DriftMargins()
     overlap: Share = 0.3  # of the newest model's list with the champion's: less is another recommender
-    overlap_users: PositiveInt = 2000  # at most so many are asked
+    most_users: PositiveInt = 5000  # at most so many are looked at for the overlap and for the outcome
     decay: Share = 0.2  # the share of its lead over popularity that the champion may lose
 
     @model_validator(mode="after")

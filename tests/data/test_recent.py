@@ -12,8 +12,7 @@ import pytest
 from ibis.backends import BaseBackend
 
 from noise2next.config import Dataset
-from noise2next.data import recent
-from noise2next.data.recent import DAY
+from noise2next.data.recent import DAY, IngestedLog, Span
 from noise2next.data.tables import connect
 
 SHOP = {"path": "s.csv", "format": "delimited", "columns": {"time": "t", "rating": "r"}, "time_unit": "s"}
@@ -37,11 +36,11 @@ def log(path: Path, *rows: tuple[str, str, float]) -> Path:
     return path
 
 
-def cut(backend: BaseBackend, path: Path, until: float, days: float, most: int, shop: Dataset | None = None):
-    shop = shop or dataset()
-    whole = recent.span(backend, path, shop, round(until * DAY))
+def cut(backend: BaseBackend, path: Path, until: float, days: float, most: int):
+    ingested = IngestedLog(backend, path, dataset())
+    whole = ingested.span(round(until * DAY))
     assert whole is not None
-    return recent.recent(backend, path, shop, round(until * DAY), whole, days, most)
+    return ingested.recent(round(until * DAY), whole, days, most)
 
 
 def test_stretches_are_equal_and_the_last_but_one_ends_with_what_is_known(backend: BaseBackend, tmp_path: Path):
@@ -90,9 +89,9 @@ def test_only_what_counts_as_liking_is_looked_at(backend: BaseBackend, tmp_path:
     times = [day * DAY for day in range(6)]
     ratings = [5.0, 1.0, 5.0, 5.0, 1.0, 1.0]
     pq.write_table(pa.table({"user": ["u"] * 6, "item": list("abcdef"), "time": times, "rating": ratings}), path)
-    whole = recent.span(backend, path, dataset(positive="rating >= 4"), 2 * DAY)
-    assert whole == recent.Span(0, 3 * DAY, 1)
-    assert recent.span(backend, path, dataset(positive="rating >= 6"), 0) is None
+    whole = IngestedLog(backend, path, dataset(positive="rating >= 4")).span(2 * DAY)
+    assert whole == Span(0, 3 * DAY, 1)
+    assert IngestedLog(backend, path, dataset(positive="rating >= 6")).span(0) is None
 
 
 def test_what_came_after_is_each_pair_once_and_a_return_only_where_repeats_are_kept(
@@ -102,9 +101,19 @@ def test_what_came_after_is_each_pair_once_and_a_return_only_where_repeats_are_k
         tmp_path / "log.parquet",
         ("u", "a", 1), ("v", "a", 2), ("w", "b", 3), ("u", "a", 11), ("u", "b", 12), ("u", "b", 13), ("v", "z", 14),
     )  # fmt: skip
-    came = recent.aftermath(backend, path, dataset(), 10 * DAY)
+    came = IngestedLog(backend, path, dataset()).aftermath(10 * DAY, 9)
     assert came.later.to_pylist() == [{"user": "u", "item": "b"}, {"user": "v", "item": "z"}]
     assert came.before.to_pylist() == [{"user": "u", "item": "a"}, {"user": "v", "item": "a"}]
     assert came.popular.to_pylist() == [{"item": "a", "users": 2}, {"item": "b", "users": 1}]
-    kept = recent.aftermath(backend, path, dataset(repeats="keep"), 10 * DAY)
+    kept = IngestedLog(backend, path, dataset(repeats="keep")).aftermath(10 * DAY, 9)
     assert kept.later.to_pylist()[0] == {"user": "u", "item": "a"}
+
+
+def test_of_many_users_as_many_as_asked_for_are_looked_at_and_always_the_same(backend: BaseBackend, tmp_path: Path):
+    rows = [(f"u{user}", item, day) for user in range(40) for item, day in (("a", 1), ("b", 11))]
+    path = log(tmp_path / "log.parquet", *rows, *[(f"new{user}", "b", 12) for user in range(40)])
+    some, again = (IngestedLog(backend, path, dataset()).aftermath(10 * DAY, 7) for _ in range(2))
+    assert len(some.later) == len(some.before) == 7
+    assert some.later == again.later
+    assert all(user.startswith("u") for user in some.later.column("user").to_pylist())
+    assert some.popular.to_pylist() == [{"item": "a", "users": 40}]

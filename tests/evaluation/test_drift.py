@@ -173,6 +173,14 @@ def test_too_little_is_not_judged():
     assert "only 40 rows of" in (drift.too_small(recent(rows), CONFIG) or "")
 
 
+def test_an_earlier_stretch_that_holds_too_little_says_nothing_of_what_is_usual():
+    rows = stream(1)
+    rows[2] = rows[2][:5]
+    (mix, *_) = drift.compare(recent(rows), CONFIG, 1)
+    assert len(mix.past) == 2  # of four pairs two hold it
+    assert not mix.alarmed
+
+
 def test_too_few_draws_for_the_level_are_refused():
     with pytest.raises(ValidationError, match="takes 6000 or more"):
         DriftConfig(level=0.999, draws=1_000)

@@ -56,6 +56,7 @@ variants:
 """
 MODELS = {f"model_{name}" for name in ("lightgcn", "most_pop", "recent_pop", "ease", "diffrec", "latent")}
 CHAIN = ["raw_interactions", "interactions", "validation", "split"]
+LAST = ["champion", "recommendations", "drift"]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,8 @@ def test_a_model_that_draws_shows_what_its_draws_are_good_for_and_how_a_list_com
 
 def test_every_check_is_answered_and_holds(finished):
     answers = checks(finished)
-    assert {name for _, name in answers} == {"contract", "leakage", "integrity", "beats_popularity"}
+    own = {"contract", "leakage", "integrity", "beats_popularity"}
+    assert {name for _, name in answers} == own | {"input", "prediction", "outcome"}
     assert all(one.passed or one.severity == dg.AssetCheckSeverity.WARN for one in answers.values())
 
 
@@ -135,6 +137,8 @@ def test_each_asset_shows_what_a_person_acts_on(finished):
         "item_clusters": {"two clusters", "sizes"},
         "leaderboard": {"leaderboard", "page"},
         "champion": {"summary", "gate", "reasons", "comparisons", "decision", "page"},
+        "recommendations": {"users", "rows", "k", "folder"},
+        "drift": {"findings", "drifted", "champion"},
     }.items():
         assert names <= shown(finished, asset).keys()
     assert shown(finished, "split")["popularity"].value.startswith("![plot](data:image/png;base64,")
@@ -176,6 +180,35 @@ def test_a_breach_of_the_contract_stops_everything_downstream_and_leaves_the_cha
     assert not breach.passed
     assert "quarantine.parquet" in breach.description
     assert {place: digest(place) for place in before} == before
+
+
+def test_a_log_that_has_drifted_is_a_warning_with_its_picture_and_nothing_is_trained(project, finished, tmp_path):
+    assert finished.success
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    log = root / "data" / "shop" / "log.csv"
+    lines = log.read_text().splitlines()[1:]
+    last = max(int(line.rpartition(",")[2]) for line in lines)
+    # a week in which the users of before take what nobody has had
+    users = [line.partition(",")[0] for line in lines[-2_000:]]
+    new = [f"{user},new{at % 30},{last + 1 + 300 * at}\n" for at, user in enumerate(users)]
+    log.write_text(log.read_text() + "".join(new))
+    result = (
+        definitions(root)
+        .resolve_job_def("watch")
+        .execute_in_process(partition_key="shop", instance=dg.DagsterInstance.ephemeral(), raise_on_error=False)
+    )
+    assert result.success
+    assert materialised(result) == {"raw_interactions", "interactions", "drift"}
+    answer = checks(result)["drift", "input"]
+    assert not answer.passed
+    assert answer.severity == dg.AssetCheckSeverity.WARN
+    assert "new_items" in answer.description
+    assert "data:image/png;base64," in shown(result, "drift")["input"].md_str
+    assert "data:image/png;base64," in shown(result, "drift")["outcome"].md_str
+    report = read_json(Workspace(root, "shop").drift / "report.json")
+    assert report["drifted"]
+    assert any("new_items" in reason for reason in report["reasons"])
 
 
 def test_a_damaged_artifact_stops_what_would_read_it(project, finished):
@@ -289,7 +322,7 @@ def test_a_changed_option_changes_the_code_version_of_its_own_model_only(project
     [
         ('group:"training"', MODELS),
         ('+key:"split"', set(CHAIN)),
-        ('key:"model_diffrec"+ and not group:"training"', {"evaluation_diffrec", "leaderboard", "champion"}),
+        ('key:"model_diffrec"+ and not group:"training"', {"evaluation_diffrec", "leaderboard", *LAST}),
     ],
 )
 @pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
@@ -304,7 +337,9 @@ def test_the_groups_are_one_row_of_boxes(project):
     group = {node.key: node.group_name for node in assets.asset_nodes}
     arrows = {(group[above], group[node.key]) for node in assets.asset_nodes for above in node.parent_keys}
     row = ["ingestion", "validation", "preprocessing", "training", "evaluation", "registration"]
+    row += ["recommendation", "drift"]
     aside = {("training", "clustering"), ("clustering", "training")}  # made of one model, and what others are made of
+    aside |= {("ingestion", "drift")}  # which asks the newest rows before anything is made of them
     assert {arrow for arrow in arrows if len(set(arrow)) == 2} == set(itertools.pairwise(row)) | aside
 
 

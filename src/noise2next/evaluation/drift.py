@@ -23,7 +23,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
 from noise2next.config import DriftConfig, Frozen
-from noise2next.data.recent import Recent
+from noise2next.data.recent import DAY, Recent
 from noise2next.evaluation.lists import BANDS
 
 QUESTIONS = ("item_mix", "popularity", "activity", "volume", "new_items", "new_users")
@@ -59,29 +59,40 @@ def unjudged(name: str, about: Literal["input", "prediction", "outcome"], why: s
 
 
 def compare(found: Recent, config: DriftConfig, seed: int) -> list[Finding]:
-    """A finding for each of QUESTIONS: the newest stretch against the one before. Both hold enough, see `too_small`."""
+    """A finding for each of QUESTIONS: the newest stretch against the one before. Both hold enough, see `too_small`.
+
+    Earlier stretches that hold too little are no measure of what is usual, and are left out.
+    """
     sums = [_Sums.of(found, stretch, config.least_item_users) for stretch in range(len(found.starts))]
+    small = [_too_small(found, stretch, config) for stretch in range(len(found.starts))]
     draw = np.random.default_rng(seed)
-    usual = [_Pair.of(*pair).judged(PAST_DRAWS, draw) for pair in itertools.pairwise(sums[:-1])]
+    usual = [
+        _Pair.of(sums[one], sums[other]).judged(PAST_DRAWS, draw)
+        for one, other in itertools.pairwise(range(len(sums) - 1))
+        if not (small[one] or small[other])
+    ]
     now = _Pair.of(*sums[-2:]).judged(config.draws, draw)
     tail = int((1 - config.level) / len(QUESTIONS) * (config.draws + 1) + 1e-9)
     return [
-        _finding(name, now[name], [one[name] for one in usual if name in one], tail, getattr(config.margins, name))
+        _finding(name, now[name], [one[name] for one in usual], tail, getattr(config.margins, name))
         for name in QUESTIONS
     ]
 
 
 def too_small(found: Recent, config: DriftConfig) -> str | None:
     """Why nothing can be said of the two newest stretches, or None where something can."""
-    for stretch, name in ((-1, "come since"), (-2, "been there before")):
-        at = len(found.starts) + stretch
-        rows, users = int(found.rows[at]), len(np.unique(found.users[found.stretches == at]))
-        if rows < config.least_rows or users < config.least_users:
+    for stretch, name in ((len(found.starts) - 1, "come since"), (len(found.starts) - 2, "been there before")):
+        if _too_small(found, stretch, config):
             return (
-                f"only {rows:,} rows of {users:,} users have {name} in {found.length / 86_400_000_000:.1f} days, and "
-                f"drift.least_rows is {config.least_rows:,}, drift.least_users {config.least_users:,}"
+                f"only {found.rows[stretch]:,} rows of {found.n_users(stretch):,} users have {name} in "
+                f"{found.length / DAY:.1f} days, and drift.least_rows is {config.least_rows:,}, drift.least_users "
+                f"{config.least_users:,}"
             )
     return None
+
+
+def _too_small(found: Recent, stretch: int, config: DriftConfig) -> bool:
+    return bool(found.rows[stretch] < config.least_rows) or found.n_users(stretch) < config.least_users
 
 
 @dataclass(frozen=True)
@@ -208,10 +219,8 @@ class _Pair:
         return cls(before, after, len(items), bands, np.log2(lengths))
 
     def judged(self, draws: int, draw: np.random.Generator) -> dict[str, _Judged]:
-        """Each question, with what swapping users gives; empty where a stretch has no row."""
+        """Each question, with what swapping users gives."""
         before, after = (side.sum(axis=0)[None] for side in (self.before, self.after))
-        if not (before[0, self._plain(_ROWS)] and after[0, self._plain(_ROWS)]):
-            return {}
         now, by_chance = self._measure(before, after), self._by_chance(before, after, draws, draw)
         levels = [self._shares(side) for side in (before, after)]
         return {

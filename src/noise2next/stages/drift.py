@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from ibis.backends import BaseBackend
 from numpy.typing import NDArray
 
 from noise2next.config import Dataset, Frozen, Params, Settings
-from noise2next.data import recent
+from noise2next.data.recent import IngestedLog, Recent, Span
 from noise2next.data.tables import connect
 from noise2next.errors import UserError
 from noise2next.evaluation import drift, outcome
@@ -71,8 +70,9 @@ def run(params: Params, space: Workspace, settings: Settings) -> DriftReport:
     champion = registry.champion()
     package = Package.load(registry.fetch(champion) / CONTENT, settings.device)
     with tempfile.TemporaryDirectory() as place, connect(params.engine, Path(place)) as backend:
-        stretches, moved = _input(params, space, backend, package)
-        outcomes, came = _outcomes(params, space, backend, champion)
+        ingested = IngestedLog(backend, space.ingested / "interactions.parquet", params.dataset(space.dataset))
+        stretches, moved = _input(params, ingested, package)
+        outcomes, came = _outcomes(params, space, ingested, champion)
     findings = [*moved, _prediction(params, space, settings, registry, champion, package), *came]
     reasons = [one.sentence for one in findings if one.alarmed]
     report = DriftReport(
@@ -95,18 +95,15 @@ def run(params: Params, space: Workspace, settings: Settings) -> DriftReport:
 # --- input ------------------------------------------------------------------------------------------------------------
 
 
-def _input(
-    params: Params, space: Workspace, backend: BaseBackend, package: Package
-) -> tuple[list[StretchReport], list[Finding]]:
-    dataset, until = params.dataset(space.dataset), package.about.known_until
-    source = space.ingested / "interactions.parquet"
-    why = _no_clock(dataset, until)
+def _input(params: Params, ingested: IngestedLog, package: Package) -> tuple[list[StretchReport], list[Finding]]:
+    until = package.about.known_until
+    why = _no_clock(ingested.dataset, until)
     if why is None and until is not None:
-        whole = recent.span(backend, source, dataset, until)
+        whole = ingested.span(until)
         why = _nothing_to_compare(whole, until)
         if why is None and whole is not None:
             config = params.drift
-            found = recent.recent(backend, source, dataset, until, whole, config.days, config.stretches)
+            found = ingested.recent(until, whole, config.days, config.stretches)
             why, stretches = drift.too_small(found, config), _described(found)
             if why is None:
                 return stretches, drift.compare(found, config, params.seed)
@@ -122,7 +119,7 @@ def _no_clock(dataset: Dataset, until: int | None) -> str | None:
     return None
 
 
-def _nothing_to_compare(whole: recent.Span | None, until: int) -> str | None:
+def _nothing_to_compare(whole: Span | None, until: int) -> str | None:
     if whole is None or not whole.later:
         return f"nothing in the ingested log is newer than what the champion knows ({_moment(until).isoformat()})"
     if whole.first > until:
@@ -133,13 +130,13 @@ def _nothing_to_compare(whole: recent.Span | None, until: int) -> str | None:
     return None
 
 
-def _described(found: recent.Recent) -> list[StretchReport]:
+def _described(found: Recent) -> list[StretchReport]:
     return [
         StretchReport(
             after=_moment(int(start)),
             until=_moment(int(start) + found.length),
             rows=int(found.rows[at]),
-            users=len(np.unique(found.users[found.stretches == at])),
+            users=found.n_users(at),
         )
         for at, start in enumerate(found.starts)
     ]
@@ -170,7 +167,7 @@ def _prediction(
         if newer is None:
             return unjudged("overlap", "prediction", "there is no newer model than the champion")
         k, config = params.recommendations.k, params.drift
-        lists = _both_lists(newer, package, config.overlap_users, k, params.evaluation.memory_mb, params.seed)
+        lists = _both_lists(newer, package, config.most_users, k, params.evaluation.memory_mb, params.seed)
     except UserError as error:
         return unjudged("overlap", "prediction", str(error))
     if len(lists) < config.least_users:
@@ -245,7 +242,7 @@ def _raw_history(package: Package, user: np.int64) -> list[str]:
 
 
 def _outcomes(
-    params: Params, space: Workspace, backend: BaseBackend, champion: ModelVersion
+    params: Params, space: Workspace, ingested: IngestedLog, champion: ModelVersion
 ) -> tuple[list[OutcomeReport], list[Finding]]:
     """Of every kept table that has later events; a finding is made only of the one that the champion made."""
     reports: list[OutcomeReport] = []
@@ -253,7 +250,7 @@ def _outcomes(
     tables, broken = _tables(space)
     for table in tables:
         serving = table.version == str(champion.version)
-        found = _came(params, space, backend, table)
+        found = _came(params, ingested, table)
         if isinstance(found, str):
             mine += [unjudged("outcome", "outcome", found)] if serving else []
             continue
@@ -275,14 +272,12 @@ def _tables(space: Workspace) -> tuple[list[recommend.KeptReport], list[str]]:
     return sorted(found, key=lambda one: one.made), broken
 
 
-def _came(
-    params: Params, space: Workspace, backend: BaseBackend, table: recommend.KeptReport
-) -> dict[str, NDArray[np.float32]] | str:
+def _came(params: Params, ingested: IngestedLog, table: recommend.KeptReport) -> dict[str, NDArray[np.float32]] | str:
     """What the table's users took later, as `outcome.judge` has it, or why that says nothing yet."""
-    dataset = params.dataset(space.dataset)
+    dataset = ingested.dataset
     if table.known_until is None:
         return _no_clock(dataset, None) or "the table does not say up to when it knows the log; make it again"
-    after = recent.aftermath(backend, space.ingested / "interactions.parquet", dataset, table.known_until)
+    after = ingested.aftermath(table.known_until, params.drift.most_users)
     of_interest = pc.field("user").isin(pc.unique(after.later.column("user").combine_chunks()))
     lists = pq.read_table(table.path, columns=["user", "rank", "item"], filters=of_interest)
     found = outcome.judge(lists, after, table.k, dataset.split.mask_seen)

@@ -199,8 +199,8 @@ def run(params: Params, space: Workspace, settings: Settings, now: datetime | No
             **opened.source.model_dump(),
         )
         write_json(folder / REPORT, report.model_dump(mode="json", exclude={"path"}))
-    kept = sorted(space.kept_recommendations(), key=lambda one: (one == place, _made(one)))
-    for old in kept[: -params.recommendations.keep]:
+    tables = sorted(space.kept_recommendations(), key=lambda one: (one == place, _made(one)))
+    for old in tables[: -params.recommendations.keep]:
         remove(old)
         log.info("%s: taken away, %d newer tables are kept", old, params.recommendations.keep)
     return report
@@ -220,8 +220,12 @@ def _whole(place: Path) -> KeptReport | None:
         return None
 
 
-def _made(place: Path) -> str:
-    return str(read_json(place / REPORT)["made"])
+def _made(place: Path) -> datetime:
+    """When a table was made; long ago where its report is damaged, so that it goes first."""
+    try:
+        return datetime.fromisoformat(read_json(place / REPORT)["made"])
+    except UserError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _offline(params: Params, space: Workspace, card: ModelCard, k: int) -> Offline | None:
