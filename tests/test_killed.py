@@ -12,8 +12,16 @@ from collections import Counter
 import pytest
 from tests import shop
 
-# What a run imports is imported once, in the server that each run is forked from.
-PRELOADED = ["noise2next.stages.pipeline", "noise2next.registry.versions", "great_expectations", "ibis", "duckdb"]
+# What a run imports is imported once, in the server that each run is forked from; `orchestration` first, for it keeps
+# pyspark, where it is installed, from ending a process like that server.
+PRELOADED = [
+    "orchestration",
+    "noise2next.stages.pipeline",
+    "noise2next.registry.versions",
+    "great_expectations",
+    "ibis",
+    "duckdb",
+]
 SEED = 1
 
 
