@@ -84,7 +84,7 @@ def ended(instance, job):
 
 
 def test_a_commit_that_changes_data_dvc_ends_in_another_champion_with_no_hand_on_it(first_month, instance, daemon):
-    assert str(shop.champion(first_month).version) == "1"
+    assert shop.champion(first_month).version == "1"
     until(daemon, "the first look", lambda: cursor(instance, "new_data"))
     shutil.copy(first_month / "later" / "2.csv", first_month / "data" / "shop" / "2.csv")
     shop.version(first_month)
@@ -98,7 +98,7 @@ def test_a_commit_that_changes_data_dvc_ends_in_another_champion_with_no_hand_on
     assert instance.get_runs_count() == 1
 
     champion = shop.champion(first_month)  # it loads, and gives its golden answers again
-    assert str(champion.version) == "2"
+    assert champion.version == "2"
     decision = json.loads(champion.tags["decision"])
     assert decision["promoted"]
     assert (decision["challenger"]["version"], decision["champion"]["version"]) == ("2", "1")
