@@ -43,7 +43,7 @@ class Landed(dg.Config):
 
 
 @dg.op(description="Check new files and take them into the log; a bad one is refused, and the run fails and says why.")
-def land(context: dg.OpExecutionContext, config: Landed, project: Project) -> None:
+def take_files(context: dg.OpExecutionContext, config: Landed, project: Project) -> None:
     """Take files into the log of the run's dataset."""
     from noise2next.stages import land as stage
 
@@ -55,7 +55,7 @@ def land(context: dg.OpExecutionContext, config: Landed, project: Project) -> No
 
 
 @dg.op(description="Let data/ hold what data.dvc pins, from DVC's cache or else from its remote.")
-def pull(project: Project) -> None:
+def fetch_data(project: Project) -> None:
     """Fetch the pinned version of data/."""
     from noise2next.stages import datasets
 
@@ -76,11 +76,11 @@ def jobs(datasets: dg.PartitionsDefinition[str]) -> Jobs:
 
     @dg.job(name=LANDING, partitions_def=datasets, description="New files of a log: checked, taken in, versioned.")
     def landing() -> None:
-        land()
+        take_files()
 
     @dg.job(name=PULL, description="data/ as data.dvc pins it.")
     def pulling() -> None:
-        pull()
+        fetch_data()
 
     retraining = dg.define_asset_job(
         RETRAINING,
@@ -152,15 +152,19 @@ def sensors(params: Params, wanted: Wanted, jobs: Jobs) -> list[dg.SensorDefinit
     def drift_report(context: dg.SensorEvaluationContext, project: Project) -> dg.SensorResult:
         return look_for_drift(context, project, wanted)
 
-    freshness = dg.AutomationConditionSensorDefinition(
-        "freshness",
-        target=dg.AssetSelection.all(),
-        description="Makes assets again when what they stand on, their code or their options change.",
-        run_tags={REASON: "fresh: what an asset stands on, its code or its options changed"},
-        use_user_code_server=True,  # `OfDataset` is a condition of our own
-        **common,
-    )
-    return [new_data, landing_folder, drift_report, freshness]
+    found = [new_data, landing_folder, drift_report]
+    if any(one.fresh for one in automation.retrain.values()):
+        found.append(
+            dg.AutomationConditionSensorDefinition(
+                "freshness",
+                target=dg.AssetSelection.all(),
+                description="Makes assets again when what they stand on, their code or their options change.",
+                run_tags={REASON: "fresh: what an asset stands on, its code or its options changed"},
+                use_user_code_server=True,  # `OfDataset` is a condition of our own
+                **common,
+            )
+        )
+    return found
 
 
 @dataclass
@@ -278,7 +282,7 @@ def look_for_files(context: dg.SensorEvaluationContext, project: Project, wanted
                 f"{dataset} {hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]}",
                 f"landing: {', '.join(whole)}",
                 partition_key=dataset,
-                run_config={"ops": {"land": {"config": {"files": list(whole)}}}},
+                run_config={"ops": {"take_files": {"config": {"files": list(whole)}}}},
             )
     return look.result(now)
 

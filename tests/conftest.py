@@ -53,9 +53,7 @@ def _first_month(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     shop.make(root, REPOSITORY)
     shop.git(root, "init", "--quiet")
     shop.version(root)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
-        shop.run(root)
+    shop.run(root)
     shop.git(root, "add", "--all")
     shop.git(root, "commit", "--quiet", "--message", "the first month")
     return root, shutil.copytree(root, root.with_name("kept"), symlinks=True)

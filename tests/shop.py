@@ -1,14 +1,18 @@
 """A project that a team would leave alone: a log in a folder, one in a single file, cheap variants, DVC and git."""
 
+import multiprocessing
+import multiprocessing.context
 import shutil
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
-
-from mlflow.entities.model_registry import ModelVersion
+from typing import NamedTuple, TypeVar
 
 from noise2next.config import Settings, load_params
 from noise2next.data import sample
-from noise2next.registry.packaging import CONTENT, Package, check_golden
+from noise2next.registry.packaging import check_golden
 from noise2next.registry.versions import ModelRegistry
 from noise2next.stages import datasets, pipeline
 from noise2next.workspace import Workspace
@@ -34,6 +38,7 @@ variants:
   most_pop: {model: noise2next.models.popularity.MostPop}
   ease: {model: noise2next.models.ease.EASE, options: {l2: 100}}
 """
+Result = TypeVar("Result")
 HEADER = "user_id,item_id,timestamp\n"
 FIRST, SECOND = 6_000, 14_000  # rows of the first month, and of both: enough for another taste
 
@@ -57,12 +62,59 @@ def make(root: Path, repository: Path) -> None:
         (root / place).write_text(HEADER + "".join(part))
 
 
-def champion(root: Path) -> ModelVersion:
-    """The version that the alias points to, after it was loaded and has given its golden answers again."""
-    registry = ModelRegistry(Settings(root=root), Workspace(root, "shop"))
+class Champion(NamedTuple):
+    """What serves, after it was loaded and has given its golden answers again."""
+
+    version: str
+    tags: dict[str, str]
+    lists: list[list[str]]  # for some histories
+
+
+def champion(root: Path) -> Champion:
+    """Raises UserError where the alias points to nothing that can serve."""
+    return elsewhere(_champion, root)
+
+
+def run(root: Path) -> pipeline.PipelineReport:
+    """The whole way for `shop`."""
+    return elsewhere(_run, root)
+
+
+def elsewhere(work: Callable[[Path], Result], root: Path) -> Result:
+    """The result of `work` in a process of its own: MLflow's store keeps files open that tests put others in place of.
+
+    It is forked from a server that has everything imported; `orchestration` first, which keeps pyspark, where that is
+    installed, from ending such a process.
+    """
+    with ProcessPoolExecutor(1, server()) as pool:
+        return pool.submit(work, root).result()
+
+
+@cache
+def server() -> multiprocessing.context.ForkServerContext:
+    """The one that runs are forked from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["orchestration", "tests.shop", "great_expectations", "ibis", "duckdb"])
+    return context
+
+
+def settings(root: Path) -> Settings:
+    """The project's own registry, whatever the environment names."""
+    return Settings(root=root, MLFLOW_TRACKING_URI=None)
+
+
+def _champion(root: Path) -> Champion:
+    registry = ModelRegistry(settings(root), Workspace(root, "shop"))
     version = registry.champion()
-    check_golden(registry.fetch(version))
-    return version
+    package = check_golden(registry.fetch(version))
+    items = package.artifact.items.ids
+    lists = [one.items for one in package.for_histories([items[:3], items[-3:]], k=10)]
+    return Champion(str(version.version), dict(version.tags), lists)
+
+
+def _run(root: Path) -> pipeline.PipelineReport:
+    space = Workspace(root, "shop")
+    return pipeline.run(load_params(space.params), space, settings(root), None)
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -71,20 +123,6 @@ def git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *somebody, *arguments], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def answers(root: Path) -> list[list[str]]:
-    """What the champion lists for some histories."""
-    registry = ModelRegistry(Settings(root=root), Workspace(root, "shop"))
-    package = Package.load(registry.fetch(registry.champion()) / CONTENT)
-    items = package.artifact.items.ids
-    return [one.items for one in package.for_histories([items[:3], items[-3:]], k=10)]
-
-
-def run(root: Path) -> pipeline.PipelineReport:
-    """The whole way for `shop`."""
-    space = Workspace(root, "shop")
-    return pipeline.run(load_params(space.params), space, Settings(root=root), None)
 
 
 def version(root: Path) -> None:

@@ -152,6 +152,11 @@ def test_what_cannot_be_looked_after_is_told_when_the_definitions_load(root, ret
         definitions(root)
 
 
+def test_all_of_it_loads_as_the_daemon_loads_it(root):
+    change(root, "retrain: {shop: {}}", CHOSEN)
+    definitions(root).get_repository_def().load_all_definitions()
+
+
 def test_the_retraining_goes_from_the_log_to_the_champion_behind_a_persons_own_runs(root):
     job = definitions(root).resolve_job_def("retraining")
     made = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
@@ -290,7 +295,7 @@ def test_a_landed_file_is_asked_for_when_two_looks_find_it_the_same(root, instan
     landed(root, "6.csv")
     [asked] = looker.asks()
     assert (asked.job_name, asked.partition_key) == ("landing", "shop")
-    assert asked.run_config == {"ops": {"land": {"config": {"files": ["2.csv"]}}}}
+    assert asked.run_config == {"ops": {"take_files": {"config": {"files": ["2.csv"]}}}}
     assert asked.tags[REASON] == "landing: 2.csv"
 
 
