@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 from noise2next.config import Frozen, Params, Settings
+from noise2next.data.validation import ValidationReport
 from noise2next.errors import UserError
 from noise2next.evaluation.report import LeaderboardReport, LeaderboardRow
 from noise2next.evaluation.significance import Interval
 from noise2next.registry.versions import ModelRegistry
 from noise2next.stages.ingest import IngestReport, log_files, log_version
 from noise2next.stages.register import RegistrationReport
-from noise2next.stages.validate import ValidationReport, refusal
+from noise2next.stages.validate import refusal
 from noise2next.workspace import MANIFEST, Workspace, digest, read_json
 
 TOP = 10  # rows of the leaderboard
