@@ -18,7 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 from tests import servers
 
-from noise2next.config import Settings
+from noise2next.config import Settings, load_params
 from noise2next.data import sample
 from noise2next.registry.versions import ModelRegistry
 from noise2next.workspace import Workspace
@@ -48,6 +48,16 @@ def test_it_starts_for_new_data_or_choices_on_a_schedule_by_hand_and_when_called
     inputs = asked["workflow_dispatch"]["inputs"]
     assert set(inputs) == {"dataset", "variants", "runner"}
     assert all(one["default"] for one in inputs.values())
+
+
+def test_what_is_retrained_unless_someone_says_otherwise_is_in_params(repository, workflow):
+    params = load_params(repository / "params.yaml")
+    known = {name: Known() for name in ("github", "inputs", "vars")}
+    usual = {name: evaluated(workflow["env"][name.upper()], known) for name in ("dataset", "variants")}
+    inputs = workflow["on"]["workflow_dispatch"]["inputs"]
+    assert usual == {name: inputs[name]["default"] for name in usual}
+    assert usual["dataset"] in params.datasets
+    assert set(usual["variants"].split(",")) <= set(params.variants) - set(params.latent_variants)
 
 
 def test_what_it_commits_does_not_start_it_again(workflow):
