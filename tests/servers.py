@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -46,13 +47,14 @@ def postgres() -> Iterator[Postgres]:
     if programs is None:
         pytest.skip("no PostgreSQL on this system: apt-get install postgresql")
     # It refuses to be run by root, and another account needs a folder that it can reach.
-    account = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+    owner = pwd.getpwnam("nobody") if os.getuid() == 0 else None
+    account = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner else {}
     port, password = free_port(), secrets.token_hex(16)
     place = Path(tempfile.mkdtemp(prefix="noise2next-postgres-"))
     (place / "password").write_text(password)
-    if account:
-        shutil.chown(place, "postgres", "postgres")
-        shutil.chown(place / "password", "postgres", "postgres")
+    if owner:
+        for path in (place, place / "password"):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
     data = place / "data"
     try:
         made = [programs / "initdb", "--pgdata", data, "--username", "postgres", "--pwfile", place / "password"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 from noise2next.config import Frozen, Params, Settings
+from noise2next.data.validation import ValidationReport
 from noise2next.errors import UserError
 from noise2next.evaluation.report import LeaderboardReport, LeaderboardRow
 from noise2next.evaluation.significance import Interval
 from noise2next.registry.versions import ModelRegistry
 from noise2next.stages.ingest import IngestReport, log_files, log_version
 from noise2next.stages.register import RegistrationReport
-from noise2next.stages.validate import ValidationReport, refusal
+from noise2next.stages.validate import refusal
 from noise2next.workspace import MANIFEST, Workspace, digest, read_json
 
 TOP = 10  # rows of the leaderboard
@@ -63,7 +64,7 @@ def _stopped(params: Params, space: Workspace) -> str | None:
     if not validation.success:
         return f"the contract is broken: {refusal(validation, space)}"
     prepared = read_json(space.prepared / "report.json") if (space.prepared / MANIFEST).is_file() else None
-    if prepared is None or prepared["rows"]["ingested"] != ingest.accepted:
+    if prepared is None or prepared["rows"]["ingested"] != ingest.accepted:  # it does not say of which rows it is made
         return f"the log was not prepared; {why.format('prepare')}"
     board = _board(space) if (space.leaderboard / MANIFEST).is_file() else None
     if board is None or board.data_version != prepared["data_version"]:
@@ -75,8 +76,8 @@ def _stopped(params: Params, space: Workspace) -> str | None:
 
 def _of(registration: RegistrationReport, board: LeaderboardReport) -> bool:
     """Was it a model of this table that was offered?"""
-    row = next((row for row in board.rows if row.variant == registration.chosen), None)
-    return row is not None and row.valid[registration.metric].mean == registration.validation
+    found = [row.valid.get(registration.metric) for row in board.rows if row.variant == registration.chosen]
+    return any(value is not None and value.mean == registration.validation for value in found)
 
 
 def _ingest(space: Workspace) -> IngestReport | None:
