@@ -163,13 +163,13 @@ def _gate() -> str:
     power = found["power"]
     shallow, deep = (power[f"ndcg@{cut}, 100% of the lists another seed's"]["gate"]["share"] for cut in (20, 100))
     blocked = found["collapse"]["blocked"]
-    level, rollback = 1 - found["policy"]["bootstrap"]["level"], found["rollback"]["stage"]["median"]
+    level, rollback = 1 - found["policy"]["bootstrap"]["level"], found["rollback"]["seconds"]["second call"][0]
     return (
         f"Of {trials:,} challengers that equal their champion in truth it promotes {wrong / trials:.1%} (its level is "
         f"{level:.0%}); of {blocked['trials']} planted collapses of coverage it blocks {blocked['passed']}. A gain "
         "of 2% planted among 6,000 users, with every list another seed's, is promoted in "
-        f"{deep:.0%} of the trials where ndcg@100 decides, in {shallow:.0%} where ndcg@20 does. A rollback takes "
-        f"{rollback:.1f} s "
+        f"{deep:.0%} of the trials where ndcg@100 decides, in {shallow:.0%} where ndcg@20 does. In a process "
+        f"that runs, a rollback takes {rollback:.1f} s "
         "([gate.md](benchmarks/gate.md))."
     )
 

@@ -9,7 +9,6 @@ from noise2next.config import Frozen, Params, Settings
 from noise2next.errors import UserError
 from noise2next.registry.promotion import Decision
 from noise2next.registry.versions import ModelRegistry, ModelVersion, Move, Past, who
-from noise2next.stages import gate
 from noise2next.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -63,6 +62,8 @@ def run(
     `force` promotes it although the gate refuses, for the `reason` that is kept with it, unless the version is not what
     was registered. Raises UserError then, where the two do not come together, and where there is no such version.
     """
+    from noise2next.stages import gate  # here, since a rollback waits for nothing that it does not need
+
     reason = (reason or "").strip() or None
     if force and reason is None:
         raise UserError("promote: --force needs --reason TEXT; it is kept with the version")
