@@ -38,7 +38,7 @@ def test_ending_answers_what_was_asked_before(shelf: Shelf, monkeypatch):
     reply = Package.reply
 
     def slow(*arguments) -> list:
-        time.sleep(0.1)
+        time.sleep(0.3)
         return reply(*arguments)
 
     monkeypatch.setattr(Package, "reply", slow)
@@ -51,9 +51,9 @@ def test_ending_answers_what_was_asked_before(shelf: Shelf, monkeypatch):
     with ThreadPoolExecutor(20) as callers:
         many = {"queries": [{"history": ["i1", "i2"]}] * 40, "k": 3}
         asked = [callers.submit(httpx.post, f"{address}/recommend", json=many, timeout=20) for _ in range(20)]
-        while service.batcher.waiting < 40:  # some wait, and some are being scored
-            time.sleep(0.01)
-        time.sleep(0.2)
+        state = server.server_state
+        until(lambda: len(state.tasks) + state.total_requests == 21)  # all have come
+        assert service.batcher.waiting
         server.should_exit = True
         assert [one.result().status_code for one in asked] == [200] * 20
     thread.join(10)
