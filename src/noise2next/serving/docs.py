@@ -36,5 +36,5 @@ def _kind(schema: dict[str, Any]) -> str:
     if kind == "array":
         kind = f"list of {_kind(schema.get('items', {}))}"
     bounds = {"minimum": "at least", "maximum": "at most", "minItems": "at least", "maxItems": "at most"}
-    said = [f"{word} {schema[key]:,}" for key, word in bounds.items() if key in schema]
+    said = [f"{word} {schema[key]:,.0f}" for key, word in bounds.items() if key in schema]
     return ", ".join([kind, *said])
