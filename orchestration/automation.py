@@ -29,6 +29,7 @@ from orchestration.project import Project, plain_failures
 from orchestration.steps import Step
 
 REASON = "noise2next/reason"
+BEHIND = {PRIORITY_TAG: "-1"}  # a person's own run goes first
 RETRAINING, LANDING, PULL = "retraining", "landing", "pull"
 Wanted = Mapping[str, Sequence[str]]  # by dataset that trains itself: the assets of its retraining
 
@@ -87,8 +88,7 @@ def jobs(datasets: dg.PartitionsDefinition[str]) -> Jobs:
         selection=dg.AssetSelection.all(),
         partitions_def=datasets,
         description="From the raw log to a champion, asked for by automation; the tag noise2next/reason says why.",
-        # a person's own run goes first; after a worker that died another goes on behind its last finished step
-        tags={PRIORITY_TAG: "-1", RETRY_STRATEGY_TAG: "FROM_FAILURE"},
+        tags={**BEHIND, RETRY_STRATEGY_TAG: "FROM_FAILURE"},  # after a worker that died another does what is left
     )
     return Jobs(retraining, landing, pulling)
 
@@ -159,7 +159,7 @@ def sensors(params: Params, wanted: Wanted, jobs: Jobs) -> list[dg.SensorDefinit
                 "freshness",
                 target=dg.AssetSelection.all(),
                 description="Makes assets again when what they stand on, their code or their options change.",
-                run_tags={REASON: "fresh: what an asset stands on, its code or its options changed"},
+                run_tags={REASON: "fresh: what an asset stands on, its code or its options changed", **BEHIND},
                 use_user_code_server=True,  # `OfDataset` is a condition of our own
                 **common,
             )

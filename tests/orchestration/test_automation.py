@@ -321,6 +321,17 @@ def test_a_landed_file_that_a_dead_run_left_lying_is_told_and_not_asked_for_for_
     assert [one.run_key == asked.run_key for one in looker.asks()] == [False]
 
 
+def test_the_landing_run_fails_with_the_reason_of_a_refused_file_and_no_second_try(root, instance):
+    landed(root, "2.csv", "user_id,thing,timestamp\nu1,i1,1700000000\n")
+    config = {"ops": {"take_files": {"config": {"files": ["2.csv"]}}}}
+    job = definitions(root).resolve_job_def("landing")
+    result = job.execute_in_process(config, instance, partition_key="shop", raise_on_error=False)
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "no column 'item_id'" in failure.step_failure_data.user_failure_data.description
+    assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
+    assert (root / "landing" / "shop" / "refused" / "2.csv.reason.txt").is_file()
+
+
 # --- drift ------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests import shop
 
 from noise2next.cli import main
-from noise2next.config import load_params
+from noise2next.config import Params, load_params
 from noise2next.errors import UserError
 from noise2next.stages import datasets, land
 from noise2next.workspace import Workspace
@@ -237,6 +237,10 @@ def test_the_sample_and_an_official_split_take_no_files(space: Workspace, reposi
     params = load_params(repository / "params.yaml")
     with pytest.raises(UserError, match="sample is the generated log"):
         land.run(params, Workspace(space.root, "sample"))
+    official = {"path": "beauty.parquet", "format": "diffurec", "split": {"kind": "official"}}
+    params = Params.model_validate({"datasets": {"beauty": official}, "variants": {}})
+    with pytest.raises(UserError, match="beauty has an official split"):
+        land.run(params, Workspace(space.root, "beauty"))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

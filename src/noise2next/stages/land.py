@@ -7,6 +7,7 @@ and its own line in DVC's listing, and compressed files and Parquet, which canno
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -100,8 +101,8 @@ def _set_aside(file: Path, reason: str) -> Path:
     """Move a refused file into the folder `refused` beside it, its reason first."""
     folder = file.parent / "refused"
     folder.mkdir(exist_ok=True)
-    names = (file.name, *(f"{file.stem}-{number}{file.suffix}" for number in range(2, 1_000_000)))
-    place = next(folder / name for name in names if not (folder / name).exists())
+    more = (f"{file.stem}-{number}{file.suffix}" for number in itertools.count(2))
+    place = next(folder / name for name in itertools.chain([file.name], more) if not (folder / name).exists())
     write_atomically(place.with_name(f"{place.name}.reason.txt"), f"{reason}\n".encode())
     shutil.move(file, place)
     return place
