@@ -22,7 +22,7 @@ export DATASET ?= sample
 export VARIANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test ui team pull retrain lint types bench results clean
+.PHONY: help run test ui team pull retrain lint types bench results screenshots clean
 
 help:  ## show these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -80,6 +80,9 @@ bench: $(VENV)/.dev  ## measure latency, scale, drift and speed again, write ben
 results: $(VENV)/.dev  ## train a table of docs/results again (TABLE=..., an hour or more; goes on where it stopped)
 	@$(BIN)/noise2next reproduce $(TABLE)
 	@$(BIN)/python benchmarks/readme.py
+
+screenshots: $(VENV)/.dev  ## materialise the sample in a browser and keep its pictures in docs/ (needs Chromium)
+	@$(BIN)/pytest -q --slow --screenshots docs tests/test_browser.py
 
 clean:  ## remove everything derived; data and the environment stay
 	@rm -rf artifacts mlflow.db* mlartifacts .dagster .tmp_dagster_home_*
