@@ -25,7 +25,7 @@ export VARIANTS ?=
 .PHONY: help run test ui team pull retrain lint types bench results screenshots clean
 
 help:  ## show these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 run: $(VENV)/.run  ## set up, then take the sample log to a champion in the registry
 	@test -f data/sample/interactions.csv || $(BIN)/noise2next datasets sample
