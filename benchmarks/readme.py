@@ -158,12 +158,12 @@ def _ml1m() -> str:
 
 def _gate() -> str:
     found = read_json(BENCHMARKS / "gate.json")
-    equal = [one["gate"] for one in found["equal"].values() if "gate" in one]
+    equal = [one["gate"] for one in found["equal"] if "gate" in one]
     trials, wrong = (sum(one[key] for one in equal) for key in ("trials", "passed"))
-    power = found["power"]
+    power = {one["label"]: one for one in found["power"]}
     shallow, deep = (power[f"ndcg@{cut}, 100% of the lists another seed's"]["gate"]["share"] for cut in (20, 100))
     blocked = found["collapse"]["blocked"]
-    level, rollback = 1 - found["policy"]["bootstrap"]["level"], found["rollback"]["seconds"]["second call"][0]
+    level, rollback = 1 - found["policy"]["bootstrap"]["level"], found["rollback"]["seconds"][1][1]
     return (
         f"Of {trials:,} challengers that equal their champion in truth it promotes {wrong / trials:.1%} (its level is "
         f"{level:.0%}); of {blocked['trials']} planted collapses of coverage it blocks {blocked['passed']}. A gain "
