@@ -107,7 +107,7 @@ def test_a_commit_that_changes_data_dvc_ends_in_another_champion_with_no_hand_on
     [made] = [
         event.dagster_event.step_materialization_data.materialization
         for event in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-        if event.asset_key == dg.AssetKey("champion")
+        if event.dagster_event.asset_key == dg.AssetKey("champion")
     ]
     assert "is champion over version 1" in made.metadata["summary"].value
     checked = {
