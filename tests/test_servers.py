@@ -18,12 +18,10 @@ from pathlib import Path
 import dagster as dg
 import psycopg2
 import pytest
-import typer.main
 from dagster_graphql import DagsterGraphQLClient
 from ruamel.yaml import YAML
 from tests import servers
 
-from noise2next import cli
 from noise2next.config import Settings
 from noise2next.data import sample
 from noise2next.registry.versions import ModelRegistry
@@ -338,7 +336,6 @@ def test_neither_database_opens_to_the_other_server(team):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("serve" not in typer.main.get_command(cli.app).commands, reason="there is no `noise2next serve`")
 def test_the_champion_is_served(team, retrained):
     given = {**team.secrets, "SERVED_DATASET": "shop"}
     serving = Team(team.services, given, team.postgres, team.store, team.place, team.ports)
