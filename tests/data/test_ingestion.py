@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import itertools
+import os
 import tracemalloc
 import zipfile
 from collections import Counter
@@ -397,6 +398,38 @@ def test_diffurec_rows_name_their_split_as_we_do(tmp_path: Path) -> None:
     log = Log(tmp_path, stream.getvalue(), "toys.parquet", **entry, split={"kind": "official"})
     log.ingest()
     assert [(row["time"], row["split"]) for row in log.accepted] == [(0, "train"), (1, "valid"), (2, "test")]
+
+
+@pytest.mark.parametrize("change", ["appended", "replaced", "joined", "removed"])
+def test_a_log_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    (tmp_path / "data" / "days").mkdir(parents=True)
+    log = Log(tmp_path, HEADER + "u1,i1,5,1\n", name="days/a.csv", path="days")
+    log.ingest()
+    kept = read_json(log.space.ingested / "report.json")
+    one, other = log.space.data / "days" / "a.csv", log.space.data / "days" / "b.csv"
+    read = ingestion.ingest
+
+    def changed(*given: Any) -> ingestion.Ingested:
+        found = read(*given)
+        if change == "appended":
+            one.write_text(one.read_text() + "u2,i1,5,1\n")
+        elif change == "replaced":  # as many bytes of the same age
+            stat = one.stat()
+            other.write_text(one.read_text().replace("i1", "i2"))
+            os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            other.replace(one)
+        elif change == "joined":
+            other.write_text(HEADER + "u2,i1,5,1\n")
+        else:
+            one.unlink()
+        return found
+
+    monkeypatch.setattr(ingestion, "ingest", changed)
+    with pytest.raises(UserError, match="days: the log changed while it was read; run again"):
+        log.ingest()
+    assert read_json(log.space.ingested / "report.json") == kept
 
 
 def test_the_files_of_a_folder_are_read_in_name_order(tmp_path: Path) -> None:

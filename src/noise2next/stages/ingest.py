@@ -40,14 +40,17 @@ def run(params: Params, space: Workspace, now: datetime | None = None) -> Ingest
     """Write `interactions.parquet`, `quarantine.parquet` and `report.json` into `space.ingested`.
 
     `now` is the moment after which (plus a day) a time lies in the future. Raises UserError for a log that cannot be
-    read as a whole and for one without an acceptable row; then nothing has changed.
+    read as a whole, for one that changed meanwhile and for one without an acceptable row; then nothing has changed.
     """
     dataset = params.dataset(space.dataset)
     with writing(space.ingested) as fresh:
+        before = _log_state(params, space)
+        files = log_files(params, space)
         found = ingestion.ingest(dataset, space.data, fresh, now)
+        if _log_state(params, space) != before:  # the hashes may be of other bytes than those that were read
+            raise UserError(f"{space.data / dataset.path}: the log changed while it was read; run again")
         if not found.accepted:
             raise UserError(f"{space.data / dataset.path}: {_why_nothing(found)}")
-        files = log_files(params, space)
         report = IngestReport(
             dataset=space.dataset,
             read=found.read,
@@ -82,9 +85,18 @@ def _why_nothing(found: ingestion.Ingested) -> str:
 
 def log_files(params: Params, space: Workspace) -> dict[str, str]:
     """The sha256 of each file of the raw log as it lies there, by its path below data/; none where the log is not."""
+    return {one.relative_to(space.data).as_posix(): sha256(one) for one in _log_paths(params, space)}
+
+
+def _log_paths(params: Params, space: Workspace) -> Sequence[Path]:
     path = space.data / params.dataset(space.dataset).path
-    files: Sequence[Path] = folder_files(path) if path.is_dir() else [path] if path.exists() else []
-    return {one.relative_to(space.data).as_posix(): sha256(one) for one in files}
+    return folder_files(path) if path.is_dir() else [path] if path.exists() else []
+
+
+def _log_state(params: Params, space: Workspace) -> dict[Path, tuple[int, int, int]]:
+    """What tells a file that was written to, or put in another's place, without reading it a second time."""
+    found = {one: one.stat() for one in _log_paths(params, space)}
+    return {one: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for one, stat in found.items()}
 
 
 def log_version(files: Mapping[str, str]) -> str:
