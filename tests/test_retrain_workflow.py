@@ -497,9 +497,8 @@ def world(repository, tmp_path_factory):
                 shutil.copy(repository / name, clone / name)
         (clone / "params.yaml").write_text(PARAMS)
         linked_environment(clone)
-        member = Member(clone, {**inherited, **servers.KEYS})
+        member = Member(clone, {**inherited, **servers.KEYS, "AWS_ENDPOINT_URL": store})
         member.dvc("remote", "add", "--default", "storage", "s3://logs/dvc")
-        member.dvc("remote", "modify", "storage", "endpointurl", store)
         git(clone, "add", "--all")
         git(clone, "commit", "--quiet", "--message", "Begin")
         git(clone, "push", "--quiet", "origin", "main")
@@ -508,7 +507,12 @@ def world(repository, tmp_path_factory):
             origin,
             place,
             {**inherited, **own},
-            {"MLFLOW_TRACKING_URI": tracking, "RETRAIN_DATASET": "shop", "RETRAIN_VARIANTS": "most_pop,ease"},
+            {
+                "MLFLOW_TRACKING_URI": tracking,
+                "AWS_ENDPOINT_URL": store,
+                "RETRAIN_DATASET": "shop",
+                "RETRAIN_VARIANTS": "most_pop,ease",
+            },
             {name: value for name, value in servers.KEYS.items() if name.startswith("AWS_")},
         )
         yield World(github, store, tracking, member, (place / "all.csv").read_text().splitlines(keepends=True))

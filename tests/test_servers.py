@@ -167,6 +167,33 @@ def test_the_team_s_dagster_differs_from_one_s_own_in_its_storage_alone(reposito
     assert list(team["storage"]) == ["postgres"]
 
 
+def test_the_team_s_dagster_fetches_what_data_dvc_names_from_an_address_that_no_file_of_dvc_holds(services, tmp_path):
+    secrets = {name: f"of{name.lower().replace('_', '')}" for name in SECRETS}
+    given = filled(services["code"]["environment"], secrets)
+    assert given["AWS_ENDPOINT_URL"] == "http://minio:9000"
+    with servers.object_store("dvc") as store:
+        data, where = tmp_path / "data", {"AWS_ENDPOINT_URL": store}
+
+        def dvc(environment, *arguments):
+            clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+            program = [str(servers.PROGRAMS / "dvc"), *arguments]
+            done = subprocess.run(
+                program, cwd=tmp_path, env=clean | environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+
+        dvc({}, "init", "--quiet", "--no-scm")
+        dvc({}, "remote", "add", "--default", "storage", "s3://dvc")
+        data.mkdir()
+        (data / "log.csv").write_text("a log\n")
+        dvc({}, "add", "--quiet", "data")
+        dvc(servers.KEYS | where, "push", "--quiet")
+        for folder in (data, tmp_path / ".dvc" / "cache"):
+            shutil.rmtree(folder)
+        dvc(given | where, "pull", "--quiet")
+        assert (data / "log.csv").read_text() == "a log\n"
+
+
 # --- the servers themselves -------------------------------------------------------------------------------------------
 
 
