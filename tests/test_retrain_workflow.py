@@ -24,6 +24,12 @@ from noise2next.registry.versions import ModelRegistry
 from noise2next.workspace import Workspace
 
 KNOWN = ("actions/checkout", "actions/setup-python", "actions/upload-artifact")
+AUTHOR = {
+    "GIT_AUTHOR_NAME": "m",
+    "GIT_AUTHOR_EMAIL": "m@m",
+    "GIT_COMMITTER_NAME": "m",
+    "GIT_COMMITTER_EMAIL": "m@m",
+}
 EXPRESSION = re.compile(r"\$\{\{((?:(?!\}\}).)*)\}\}", re.DOTALL)
 
 
@@ -64,14 +70,21 @@ def test_what_it_commits_does_not_start_it_again(workflow):
     assert "dvc.lock" not in workflow["on"]["push"]["paths"]
 
 
-def test_one_at_a_time_and_none_is_cut_off(workflow):
-    def group(**event):
-        return evaluated(workflow["concurrency"]["group"], {"github": Known(event)})
+def test_one_of_a_dataset_at_a_time_and_none_is_cut_off(workflow):
+    def group(dataset="", usual="", sent="", **event):
+        github = Known(event, event=Known(client_payload=Known(dataset=sent)))
+        known = {"github": github, "inputs": Known(dataset=dataset), "vars": Known(RETRAIN_DATASET=usual)}
+        named = evaluated(workflow["env"]["DATASET"], known)
+        found = evaluated(workflow["concurrency"]["group"], known)
+        assert github.event_name == "pull_request" or found == f"retrain-{named}"
+        return found
 
     assert workflow["concurrency"]["cancel-in-progress"] is False
-    asked = {group(event_name=name, ref="refs/heads/main") for name in ("push", "schedule", "repository_dispatch")}
-    assert len(asked) == 1
-    assert group(event_name="pull_request", ref="refs/pull/7/merge") not in asked
+    asked = {group(event_name=name, usual="shop") for name in ("push", "schedule", "repository_dispatch")}
+    assert asked == {group(event_name="workflow_dispatch", dataset="shop")}
+    assert asked == {group(event_name="repository_dispatch", sent="shop", usual="toys")}
+    assert asked.isdisjoint({group(event_name="push"), group(event_name="workflow_dispatch", dataset="toys")})
+    assert group(event_name="pull_request", ref="refs/pull/7/merge", usual="shop") not in asked
 
 
 def test_each_job_may_no_more_than_it_must(workflow):
@@ -131,6 +144,51 @@ def test_each_make_line_is_a_target_and_each_command_is_ours(repository, steps):
     makefile = (repository / "Makefile").read_text()
     for target in targets:
         assert re.search(rf"^{target}:.*##", makefile, re.MULTILINE), target
+
+
+def lock_of(**stages: str) -> str:
+    """A dvc.lock as DVC writes it: each stage with the hash of what it made."""
+    made = "".join(
+        f"  {name}@{name}:\n    cmd: x\n    outs:\n    - path: p\n      md5: {md5}\n" for name, md5 in stages.items()
+    )
+    return f"schema: '2.0'\nstages:\n{made}"
+
+
+@pytest.mark.parametrize("before", [None, lock_of(a="1", b="1", gone="1")])
+def test_what_two_datasets_runs_made_is_both_recorded_also_where_a_push_comes_too_late(
+    workflow, tmp_path, monkeypatch, before
+):
+    for name, value in AUTHOR.items():
+        monkeypatch.setenv(name, value)
+    origin, member, job = tmp_path / "origin.git", tmp_path / "member", tmp_path / "job"
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch", "main", str(origin))
+    git(tmp_path, "clone", "--quiet", str(origin), str(member))
+
+    def recorded(lock: str | None) -> None:
+        if lock:
+            (member / "dvc.lock").write_text(lock)
+        git(member, "add", "--all")
+        git(member, "commit", "--quiet", "--allow-empty", "--message", "One")
+        git(member, "push", "--quiet", "origin", "HEAD:main")
+
+    recorded(before)
+    git(tmp_path, "clone", "--quiet", "--depth", "1", origin.as_uri(), str(job))
+    (job / "retrained").mkdir()
+    (job / "retrained" / "dvc.lock").write_text(lock_of(a="2", b="1", c="2") if before else lock_of(a="2", c="2"))
+    recorded(lock_of(a="1", b="3", gone="1", other="3") if before else lock_of(b="3", other="3"))
+    hook = origin / "hooks" / "update"  # refuses the first push, as if main had moved on
+    hook.write_text(f"#!/bin/sh\n[ -e {tmp_path}/late ] && exit 0\ntouch {tmp_path}/late\nexit 1\n")
+    hook.chmod(0o755)
+    step = workflow["jobs"]["lock"]["steps"][-1]
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    environment = {**os.environ, "DATASET": "shop", "GH_TOKEN": "token"}
+    done = subprocess.run(shell, cwd=job, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "late").exists()
+    found = YAML(typ="safe").load(git(origin, "show", "main:dvc.lock"))
+    made = {name: str(stage["outs"][0]["md5"]) for name, stage in found["stages"].items()}
+    assert made == {"a@a": "2", "b@b": "3", "c@c": "2", "other@other": "3"}
+    assert git(origin, "rev-list", "--count", "main").strip() == "3"
 
 
 STAND_IN = """#!/bin/sh
@@ -472,12 +530,6 @@ def world(repository, tmp_path_factory):
         for name, value in os.environ.items()
         if not name.startswith(("AWS_", "MLFLOW_TRACKING", "NOISE2NEXT_"))
     }
-    author = {
-        "GIT_AUTHOR_NAME": "m",
-        "GIT_AUTHOR_EMAIL": "m@m",
-        "GIT_COMMITTER_NAME": "m",
-        "GIT_COMMITTER_EMAIL": "m@m",
-    }
     own = {"PATH": f"{place / 'bin'}{os.pathsep}{inherited['PATH']}", "NOISE2NEXT_DEVICE": "cpu"}
     with contextlib.ExitStack() as running:
         postgres = running.enter_context(servers.postgres())
@@ -485,7 +537,7 @@ def world(repository, tmp_path_factory):
         tracking = running.enter_context(mlflow_server(postgres, store, place))
         patched = running.enter_context(pytest.MonkeyPatch.context())
         patched.setenv("MLFLOW_TRACKING_URI", tracking)
-        for name, value in author.items():
+        for name, value in AUTHOR.items():
             patched.setenv(name, value)
         origin, clone = place / "origin.git", place / "member"
         git(place, "init", "--quiet", "--bare", "--initial-branch", "main", str(origin))
