@@ -30,6 +30,7 @@ AUTHOR = {
     "GIT_COMMITTER_NAME": "m",
     "GIT_COMMITTER_EMAIL": "m@m",
 }
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 EXPRESSION = re.compile(r"\$\{\{((?:(?!\}\}).)*)\}\}", re.DOTALL)
 
 
@@ -131,9 +132,36 @@ def test_a_pull_request_neither_chooses_its_machine_nor_reaches_the_registry(wor
     assert {evaluated(one["MLFLOW_TRACKING_URI"], known) for one in asking} == {"https://mlflow.example"}
 
 
-def test_a_fork_is_told_and_nothing_else_is_done(workflow):
-    fork = Known(event_name="pull_request", event=Known(pull_request=Known(head=Known(repo=Known(fork=True)))))
-    known = {"github": fork, "needs": Known(retrain=Known(outputs=Known(), result="skipped"))}
+def test_only_main_gets_the_keys_that_can_write(workflow):
+    write = {name: f"write {name}" for name in SECRETS}
+    read = {name: f"read {name}" for name in SECRETS}
+    secrets = Known(write | {f"READ_{name}": value for name, value in read.items()})
+
+    def given(ref, secrets):
+        known = {"github": Known(ref=ref), "secrets": secrets, "steps": Known(retrain=Known(outcome="success"))}
+        steps = [step for step in workflow["jobs"]["retrain"]["steps"] if SECRETS[0] in step.get("env", {})]
+        done = [step["env"] for step in steps if evaluated(step.get("if", True), known)]
+        return [{name: evaluated(one[name], known) for name in SECRETS} for one in done]
+
+    assert given("refs/heads/main", secrets) == [write, write]
+    for ref in ("refs/heads/other", "refs/pull/7/merge"):
+        assert given(ref, secrets) == [read]
+        assert given(ref, Known(write)) == [dict.fromkeys(SECRETS, "")]
+
+
+@pytest.mark.parametrize(
+    "pull",
+    [
+        {"head": {"repo": {"fork": True}}, "user": {"login": "stranger"}},
+        {"head": {"repo": {"fork": False}}, "user": {"login": "dependabot[bot]"}},
+    ],
+)
+def test_who_gets_no_secrets_is_told_and_nothing_else_is_done(workflow, pull):
+    pull = Known(head=Known(repo=Known(pull["head"]["repo"])), user=Known(pull["user"]))
+    known = {
+        "github": Known(event_name="pull_request", event=Known(pull_request=pull)),
+        "needs": Known(retrain=Known(outputs=Known(), result="skipped")),
+    }
     assert [name for name, job in workflow["jobs"].items() if evaluated(job["if"], known)] == ["fork"]
 
 
@@ -565,7 +593,7 @@ def world(repository, tmp_path_factory):
                 "RETRAIN_DATASET": "shop",
                 "RETRAIN_VARIANTS": "most_pop,ease",
             },
-            {name: value for name, value in servers.KEYS.items() if name.startswith("AWS_")},
+            {f"{kind}{name}": servers.KEYS[name] for name in SECRETS for kind in ("", "READ_")},
         )
         yield World(github, store, tracking, member, (place / "all.csv").read_text().splitlines(keepends=True))
 
