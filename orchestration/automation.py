@@ -10,20 +10,23 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunRecord
 from dagster._core.storage.tags import PARTITION_NAME_TAG, PRIORITY_TAG, RETRY_STRATEGY_TAG, RUN_KEY_TAG
 from dagster._utils.schedules import is_valid_cron_schedule
 
 from noise2next.config import Params, Retraining
 from noise2next.data.pieces import delivered
 from noise2next.errors import UserError
-from noise2next.workspace import Workspace, read_json
+from noise2next.workspace import MANIFEST, Workspace, read_json
 from orchestration import versions
+from orchestration.assets import SECOND_TRY
 from orchestration.metadata import described
 from orchestration.project import Project, plain_failures
 from orchestration.steps import Step
@@ -31,6 +34,9 @@ from orchestration.steps import Step
 REASON = "noise2next/reason"
 BEHIND = {PRIORITY_TAG: "-1"}  # a person's own run goes first
 RETRAINING, LANDING, PULL = "retraining", "landing", "pull"
+TRAINING = (RETRAINING, "pipeline")  # the jobs that train on what has been ingested
+LOOKED_BACK = 50  # materialisations of the ingested rows
+FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(days=1)  # until what failed is tried again
 Wanted = Mapping[str, Sequence[str]]  # by dataset that trains itself: the assets of its retraining
 
 
@@ -43,7 +49,10 @@ class Landed(dg.Config):
     files: list[str]
 
 
-@dg.op(description="Check new files and take them into the log; a bad one is refused, and the run fails and says why.")
+@dg.op(
+    description="Check new files and take them into the log; a bad one is refused, and the run fails and says why.",
+    retry_policy=SECOND_TRY,
+)
 def take_files(context: dg.OpExecutionContext, config: Landed, project: Project) -> None:
     """Take files into the log of the run's dataset."""
     from noise2next.stages import land as stage
@@ -55,7 +64,9 @@ def take_files(context: dg.OpExecutionContext, config: Landed, project: Project)
     context.add_output_metadata(described(report))
 
 
-@dg.op(description="Let data/ hold what data.dvc pins, from DVC's cache or else from its remote.")
+@dg.op(
+    description="Let data/ hold what data.dvc pins, from DVC's cache or else from its remote.", retry_policy=SECOND_TRY
+)
 def fetch_data(project: Project) -> None:
     """Fetch the pinned version of data/."""
     from noise2next.stages import datasets
@@ -182,20 +193,49 @@ class Look:
             self.said.append(f"{dataset}: {_waits(run)}")
         return run is not None
 
-    def ask(self, job: str, key: str, reason: str, **request: Any) -> None:
-        """Ask for a run, once for a key; said, where that run has been already."""
-        before = self.instance.get_runs(dg.RunsFilter(job_name=job, tags={RUN_KEY_TAG: key}), limit=1)
-        if before:
+    def ask(self, job: str, key: str, reason: str, again: bool = False, **request: Any) -> None:
+        """Ask for a run, once for a key; said, where that run has been already.
+
+        `again`: once more where it failed, each time after twice the wait, for what was wrong may be mended meanwhile.
+        """
+        tries, tried = 0, key
+        while before := self.instance.get_run_records(dg.RunsFilter(job_name=job, tags={RUN_KEY_TAG: tried}), limit=1):
+            last, tries = before[0], tries + 1
+            tried = f"{key} try {tries + 1}"
+        if tries and not (again and _waited(last, tries)):
+            status = last.dagster_run.status.value
             self.said.append(
-                f"{reason}: run {before[0].run_id} of the job {job} was for that and ended as {before[0].status.value}"
+                f"{reason}: run {last.dagster_run.run_id} of the job {job} was for that and ended as {status}"
             )
             return
-        self.requests.append(dg.RunRequest(key, job_name=job, tags={REASON: reason}, **request))
+        self.requests.append(dg.RunRequest(tried, job_name=job, tags={REASON: reason}, **request))
 
     def result(self, remembered: Mapping[str, Any]) -> dg.SensorResult:
         """As Dagster takes it."""
         skipped = None if self.requests else "; ".join(self.said) or "nothing new"
         return dg.SensorResult(self.requests, skip_reason=skipped, cursor=json.dumps(remembered, sort_keys=True))
+
+
+def _waited(record: RunRecord, tries: int) -> bool:
+    """Whether a failed run is long enough ago for another try."""
+    wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
+    return record.dagster_run.is_failure_or_canceled and datetime.now(UTC) - record.update_timestamp >= wait
+
+
+def _trained(instance: dg.DagsterInstance, space: Workspace) -> dg.DagsterRun | None:
+    """The run that trained on the very rows that are ingested now, whatever the gate said of its model."""
+    if not (space.ingested / MANIFEST).is_file():
+        return None
+    rows = versions.of_output(space.ingested)
+    chosen = dg.AssetRecordsFilter(dg.AssetKey("interactions"), asset_partitions=[space.dataset])
+    for record in instance.fetch_materializations(chosen, limit=LOOKED_BACK).records:
+        made = record.asset_materialization
+        if made is None or (made.tags or {}).get(DATA_VERSION_TAG) != rows:
+            continue
+        run = instance.get_run_by_id(record.run_id)
+        if run is not None and run.job_name in TRAINING and run.is_success:
+            return run
+    return None
 
 
 def _unfinished(instance: dg.DagsterInstance, dataset: str) -> dg.DagsterRun | None:
@@ -254,8 +294,12 @@ def _of(dataset: str, assets: Sequence[str]) -> dict[str, Any]:
 
 
 def _fetch(look: Look, pinned: str) -> None:
-    if not any(one.job_name == PULL for one in look.requests):
-        look.ask(PULL, f"pull {pinned}", f"data.dvc: version {pinned} is not in data/")
+    """Ask for the pinned data, unless a run may be reading data/ just now."""
+    going = look.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES), limit=1)
+    if going:
+        look.said.append(f"data.dvc: version {pinned} is to be fetched, and {_waits(going[0])}")
+    elif not any(one.job_name == PULL for one in look.requests):
+        look.ask(PULL, f"pull {pinned}", f"data.dvc: version {pinned} is not in data/", again=True)
 
 
 def _holds(params: Params, space: Workspace, files: Mapping[str, str]) -> bool:
@@ -281,6 +325,7 @@ def look_for_files(context: dg.SensorEvaluationContext, project: Project, wanted
                 LANDING,
                 f"{dataset} {hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]}",
                 f"landing: {', '.join(whole)}",
+                again=True,
                 partition_key=dataset,
                 run_config={"ops": {"take_files": {"config": {"files": list(whole)}}}},
             )
@@ -301,7 +346,7 @@ def look_for_drift(context: dg.SensorEvaluationContext, project: Project, wanted
     """Read each dataset's drift report.
 
     A retraining on the same data gives the same model, and its own report may say that things drifted again: so one
-    version of the data is asked for once.
+    version of the data is asked for once, and not at all where it has been trained on, whoever asked for that.
     """
     look, seen = Look(context.instance), json.loads(context.cursor or "{}")
     for dataset, assets in wanted.items():
@@ -315,6 +360,8 @@ def look_for_drift(context: dg.SensorEvaluationContext, project: Project, wanted
             look.said.append(f"{dataset}: no drift")
         elif seen.get(dataset) == version:
             look.said.append(f"{dataset}: the drift of this data was asked for")
+        elif (run := _trained(context.instance, project.space(dataset))) is not None:
+            look.said.append(f"{dataset}: run {run.run_id} of the job {run.job_name} has trained on this data")
         elif not look.busy(dataset):
             reasons = "; ".join(report["reasons"])
             look.ask(RETRAINING, f"{dataset} drift {version}", f"drift: {reasons}", **_of(dataset, assets))

@@ -328,6 +328,8 @@ def recommendations(project: Project, dataset: str) -> dg.MaterializeResult[Any]
     """Write the champion's lists for everyone, or leave them as they are; show how many there are."""
     from noise2next.stages import recommend
 
+    if reason := _no_champion(project, dataset):
+        return _left_out(reason)
     report = recommend.run(project.params(), project.space(dataset), project.settings())
     return _made(Path(report.path).parent, described(report, leave_out=("dataset", *UNREAD)))
 
@@ -337,6 +339,10 @@ def drift(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
     from noise2next.stages import drift as stage
     from orchestration import plots
 
+    kinds = ("input", "prediction", "outcome")
+    if reason := _no_champion(project, dataset):
+        unjudged = f"not judged: {reason}"
+        return _left_out(reason, [dg.AssetCheckResult(True, check_name=kind, description=unjudged) for kind in kinds])
     space = project.space(dataset)
     report = stage.run(project.params(), space, project.settings())
     columns = ("value", "before", "chance", "usual", "limit", "alarmed")
@@ -347,7 +353,7 @@ def drift(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
     }
     return dg.MaterializeResult(
         data_version=dg.DataVersion(versions.of_output(space.drift)),
-        check_results=[_answered(report.findings, about) for about in ("input", "prediction", "outcome")],
+        check_results=[_answered(report.findings, about) for about in kinds],
         metadata={
             **{name: picture for name, picture in pictures.items() if picture is not None},
             "findings": table(rows, "question"),
@@ -358,14 +364,17 @@ def drift(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
 
 
 def _answered(findings: "Sequence[Finding]", about: str) -> dg.AssetCheckResult:
-    """The findings of one kind as the check of that name."""
+    """The findings of one kind as the check of that name, which says how many of them could be judged."""
     mine = [one for one in findings if one.about == about]
+    judged = {one.name: one.value for one in mine if one.value is not None}
     return dg.AssetCheckResult(
         check_name=about,
         passed=not any(one.alarmed for one in mine),
         severity=dg.AssetCheckSeverity.WARN,
-        description="\n".join(one.sentence for one in mine),
-        metadata={one.name: one.value for one in mine if one.value is not None},
+        description="\n".join(one.sentence for one in mine)
+        if judged or not mine
+        else f"not judged: {mine[0].sentence}",
+        metadata={**judged, "judged": f"{len(judged)} of {len(mine)}"},
     )
 
 
@@ -373,9 +382,19 @@ def _blank(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _left_out(reason: str) -> dg.MaterializeResult[Any]:
+def _no_champion(project: Project, dataset: str) -> str | None:
+    """Why nothing can be made of a champion; a gate that let nobody through is no fault of the run."""
+    from noise2next.registry.versions import ModelRegistry
+
+    registry = ModelRegistry(project.settings(), project.space(dataset))
+    return None if registry.at("champion") else f"{registry.name} has no champion"
+
+
+def _left_out(reason: str, checks: "Sequence[dg.AssetCheckResult]" = ()) -> dg.MaterializeResult[Any]:
     """Stands where a model would: were nothing emitted, Dagster would skip all that follows, the leaderboard too."""
-    return dg.MaterializeResult(data_version=dg.DataVersion("left out"), metadata={"left out": reason})
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion("left out"), metadata={"left out": reason}, check_results=list(checks)
+    )
 
 
 def _made(place: Path, metadata: Mapping[str, Any], version: str | None = None) -> dg.MaterializeResult[Any]:

@@ -391,6 +391,9 @@ def test_the_hour_asks_for_the_same_job_unless_it_runs(root):
 # --- freshness --------------------------------------------------------------------------------------------------------
 
 
+AFTER = ("leaderboard", "champion", "recommendations", "drift")
+
+
 def test_what_stands_on_a_changed_asset_is_made_again_for_the_chosen_dataset_alone(root, instance):
     change(root, "retrain: {shop: {}}", "retrain: {shop: {fresh: true}, other: {}}")
     graph = definitions(root)
@@ -421,7 +424,7 @@ def test_what_stands_on_a_changed_asset_is_made_again_for_the_chosen_dataset_alo
     change(root, "l2: 100", "l2: 200")
     graph = definitions(root)
     asked, _ = requested(cursor)
-    assert asked == {(name, "shop") for name in ("model_ease", "evaluation_ease", "leaderboard", "champion")}
+    assert asked == {(name, "shop") for name in ("model_ease", "evaluation_ease", *AFTER)}
 
 
 def test_the_table_does_not_wait_for_variants_that_the_dataset_does_not_train(root, instance):

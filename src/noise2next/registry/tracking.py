@@ -8,6 +8,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import socket
 import ssl
 import time
@@ -122,6 +123,7 @@ def probe(settings: Settings, space: Workspace) -> None:
     uri = tracking_uri(settings, space)
     if not uri.startswith(("http:", "https:")):
         return
+    shown = re.sub(r"//[^/@]*@", "//", uri)  # without the name and the password that may stand in it
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError:
@@ -131,7 +133,7 @@ def probe(settings: Settings, space: Workspace) -> None:
         if isinstance(reason, ssl.SSLError):  # whom to trust is mlflow's to say
             return
         raise UserError(
-            f"MLFLOW_TRACKING_URI={uri}: the tracking server does not answer ({reason}); start it or correct the "
+            f"MLFLOW_TRACKING_URI={shown}: the tracking server does not answer ({reason}); start it or correct the "
             "address, or unset the variable to use the local store"
         ) from error
 

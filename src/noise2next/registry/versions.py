@@ -183,11 +183,16 @@ class ModelRegistry:
         return found[::-1]
 
     def rolled_back(self, version: ModelVersion) -> Past | None:
-        """The rollback that took the championship from `version`, unless it has been champion again since."""
-        own = str(version.version)
+        """The rollback that took the championship from the weights of `version`, whatever number they had then.
+
+        None where they have been champion again since.
+        """
+        own = {
+            str(one.version) for one in self._versions() if one.tags.get("fingerprint") == version.tags["fingerprint"]
+        }
         moves = [one for one in self.history() if one.what != "decision" and one.done]
-        last = next((one for one in reversed(moves) if own in (one.version, one.champion)), None)
-        return last if last is not None and last.what == "rollback" and last.champion == own else None
+        last = next((one for one in reversed(moves) if own & {one.version, one.champion}), None)
+        return last if last is not None and last.what == "rollback" and last.champion in own else None
 
     def _move(
         self, version: ModelVersion, champion: ModelVersion | None, what: Move, by: str, why: Sequence[str]

@@ -23,6 +23,7 @@ from noise2next.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+_LOGGED = "see the server's log"
 LONGEST_WAIT = timedelta(minutes=10)  # until a version that failed is tried again
 MOST_DOUBLINGS = 16  # of the wait, which is the longest long before
 
@@ -98,7 +99,7 @@ class Follower:
         """Ask the registry once, and load what is new. Nothing that goes wrong there is raised."""
         asked = self._worker.submit(self._ask)
         if (error := asked.exception()) is not None:
-            self._note(f"the registry does not answer: {_sentence(error)}", error)
+            self._note(f"the registry does not answer, {_LOGGED}", error)
             self._metrics.registry_reached.set(0)
             return
         registry, version = asked.result()
@@ -146,9 +147,10 @@ class Follower:
         log.info("%s version %s (%s) is served", champion.name, champion.version, champion.variant)
 
     def _note(self, trouble: str | None, error: BaseException | None = None) -> None:
-        """Log what is new in `trouble`, with an error that nobody foresaw whole, and remember it."""
+        """Log what is new in `trouble` with the error behind it, one that nobody foresaw whole, and remember it."""
         if trouble is not None and trouble != self._trouble:
-            log.warning("%s", trouble, exc_info=None if isinstance(error, UserError) else error)
+            known = isinstance(error, UserError)
+            log.warning("%s%s", trouble, f": {error}" if known else "", exc_info=None if known else error)
         self._trouble = trouble
 
     def _follow(self) -> None:
@@ -176,8 +178,8 @@ def _load(registry: Registry, version: Any) -> Champion:
 
 
 def _sentence(error: BaseException) -> str:
-    """What a stranger may read of an error: our own sentences whole, of others the kind alone."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}, see the server's log"
+    """What a stranger may read of an error: no address and no path, those are for the log."""
+    return "it is not what was registered, see the server's log" if isinstance(error, UserError) else _LOGGED
 
 
 def _now() -> datetime:
