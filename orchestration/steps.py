@@ -118,7 +118,7 @@ def steps(params: Params) -> list[Step]:
             group="drift",
             description="What came in since the champion was made, what a newer model lists, what came of the lists.",
             work=work.drift,
-            upstream=("recommendations", "interactions"),  # after a training, for nothing is newer than a new champion
+            upstream=("recommendations", "interactions"),  # in a whole run it comes last
             kinds=frozenset({"scipy"}),
             code_version=versions.of_code("drift", params.drift.model_dump(mode="json")),
             checks={

@@ -4,11 +4,13 @@ import hashlib
 import json
 import re
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import PARTITION_NAME_TAG, RUN_KEY_TAG
 from orchestration import automation, versions
@@ -20,7 +22,7 @@ from tests import shop
 
 from noise2next.config import load_params
 from noise2next.errors import UserError
-from noise2next.workspace import Workspace, write_json
+from noise2next.workspace import Workspace, write_json, writing
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning", "ignore::dagster.PreviewWarning")
 
@@ -268,6 +270,23 @@ def test_a_version_that_could_not_be_fetched_is_not_asked_for_for_ever(root, ins
     assert run.run_id in looker.says()
 
 
+def test_what_could_not_be_fetched_is_tried_again_after_a_wait(root, instance, monkeypatch):
+    looker = Looker(root, instance, "new_data")
+    (root / "data.dvc").write_text("outs:\n- md5: 0123.dir\n  path: data\n")
+    [asked] = looker.asks()
+    going(instance, "", dg.DagsterRunStatus.FAILURE, "pull", **{RUN_KEY_TAG: asked.run_key})
+    monkeypatch.setattr(automation, "FIRST_WAIT", timedelta(0))
+    [again] = looker.asks()
+    assert again.run_key == f"{asked.run_key} try 2"
+
+
+def test_nothing_is_fetched_under_a_run_that_may_read_it(root, instance):
+    looker = Looker(root, instance, "new_data")
+    run = going(instance, "other")
+    (root / "data.dvc").write_text("outs:\n- md5: 0123.dir\n  path: data\n")
+    assert run.run_id in looker.says()
+
+
 def test_without_data_dvc_the_look_says_so(root, instance):
     (root / "data.dvc").unlink()
     assert "no data is versioned yet" in Looker(root, instance, "new_data").says()
@@ -355,6 +374,25 @@ def test_a_drifted_dataset_is_asked_for_once_a_version_of_its_data_with_all_reas
     assert "was asked for" in looker.says()
     drift(root, drifted=True, version="v2")
     assert len(looker.asks()) == 1
+
+
+def test_data_that_was_trained_on_is_not_trained_on_again_for_its_drift(root, instance):
+    looker = Looker(root, instance, "drift_report")
+    space = Workspace(root, "shop")
+    with writing(space.ingested) as folder:
+        (folder / "interactions.parquet").write_bytes(b"the rows of May")
+    drift(root, drifted=True)  # by the retraining that `new_data` asked for, whose challenger was refused
+    run = going(instance, "shop", dg.DagsterRunStatus.SUCCESS, "retraining")
+    rows = versions.of_output(space.ingested)
+    made = dg.AssetMaterialization("interactions", partition="shop", tags={DATA_VERSION_TAG: rows})
+    event = DagsterEvent(
+        DagsterEventType.ASSET_MATERIALIZATION.value, "retraining", event_specific_data=StepMaterializationData(made)
+    )
+    instance.report_dagster_event(event, run_id=run.run_id)
+    assert f"run {run.run_id} of the job retraining has trained on this data" in looker.says()
+    with writing(space.ingested) as folder:
+        (folder / "interactions.parquet").write_bytes(b"the rows of June, which nothing has trained on")
+    assert [one.partition_key for one in looker.asks()] == ["shop"]
 
 
 def test_a_drifted_dataset_waits_for_its_run(root, instance):
