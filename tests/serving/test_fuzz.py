@@ -42,4 +42,4 @@ def test_no_request_makes_a_server_error_and_every_answer_is_as_documented(servi
 
         ask()
     wanted = 200 if MODES[mode] == GenerationMode.POSITIVE else 422
-    assert statuses[wanted] > EXAMPLES / 4  # it did come through
+    assert statuses[wanted] > EXAMPLES / 10  # it did come through
