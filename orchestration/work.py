@@ -342,7 +342,9 @@ def drift(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
     kinds = ("input", "prediction", "outcome")
     if reason := _no_champion(project, dataset):
         unjudged = f"not judged: {reason}"
-        return _left_out(reason, [dg.AssetCheckResult(True, check_name=kind, description=unjudged) for kind in kinds])
+        return _left_out(
+            reason, [dg.AssetCheckResult(passed=True, check_name=kind, description=unjudged) for kind in kinds]
+        )
     space = project.space(dataset)
     report = stage.run(project.params(), space, project.settings())
     columns = ("value", "before", "chance", "usual", "limit", "alarmed")

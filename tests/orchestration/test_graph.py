@@ -362,3 +362,14 @@ def test_pyspark_does_not_end_a_spawned_run_worker():
     program = "import orchestration\ntry:\n    import pyspark.sql.connect\nexcept ImportError:\n    pass\nprint('here')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "here", done.stderr
+
+
+def test_without_a_champion_the_run_is_green_and_says_that_nothing_was_judged(project, instance, tmp_path):
+    shutil.copy(project / "params.yaml", tmp_path)
+    result = run(tmp_path, "shop", instance, ["recommendations", "drift"])
+    assert result.success
+    assert shown(result, "recommendations")["left out"].value == "noise2next-shop has no champion"
+    checks = result.get_asset_check_evaluations()
+    assert {one.check_name: one.description for one in checks} == dict.fromkeys(
+        ("input", "prediction", "outcome"), "not judged: noise2next-shop has no champion"
+    )
