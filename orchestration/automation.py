@@ -27,6 +27,7 @@ from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, Workspace, read_json
 from orchestration import versions
 from orchestration.assets import SECOND_TRY
+from orchestration.checks import YARDSTICK
 from orchestration.metadata import described
 from orchestration.project import Project, plain_failures
 from orchestration.steps import Step
@@ -110,11 +111,14 @@ def wanted(params: Params, steps: Sequence[Step]) -> Wanted:
 
 
 def _needed(steps: Sequence[Step], retraining: Retraining) -> list[str]:
-    """All assets; or those of the chosen variants, what they stand on, and the table and what follows it."""
+    """All assets; or those of the chosen variants, what they stand on, and the table and what follows it.
+
+    Popularity is made with them: the gate asks every champion to beat it, and could not ask on data that it never saw.
+    """
     upstream = {step.name: set(step.upstream) for step in steps}
     if retraining.variants is None:
         return list(upstream)
-    made = {f"evaluation_{name}" for name in retraining.variants}
+    made = {f"evaluation_{name}" for name in (*retraining.variants, YARDSTICK)}
     for name in reversed(upstream):  # a step stands behind all that it needs
         if name in made:
             made |= upstream[name]
