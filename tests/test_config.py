@@ -157,10 +157,3 @@ def test_latent_variants_that_cannot_be_are_refused_by_their_place(params_file, 
     params_file.write_text(params_file.read_text() + added)
     with pytest.raises(UserError, match=re.escape(place)):
         load_params(params_file)
-
-
-def test_lists_are_kept_at_a_length_that_the_test_window_measures(params_file):
-    params_file.write_text(params_file.read_text() + "evaluation: {cutoffs: [10, 20]}\nrecommendations: {k: 10}\n")
-    assert load_params(params_file).recommendations.k == 10
-    with pytest.raises(UserError, match=r"recommendations\.k: 7 is not measured.*evaluation\.cutoffs: 10, 20"):
-        load_params(params_file, ["recommendations.k=7"])

@@ -400,17 +400,6 @@ class Params(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _offline_control(self) -> Self:
-        """What the test window promised is known at the cutoffs only."""
-        k, cutoffs = self.recommendations.k, self.evaluation.cutoffs
-        if k not in cutoffs:
-            raise ValueError(
-                f"recommendations.k: {k} is not measured on the test window, so no outcome could be held against it; "
-                f"take one of evaluation.cutoffs: {', '.join(map(str, cutoffs))}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _trainers(self) -> Self:
         """Every trainer that would ever be used, each fault by its place."""
         self._check_trainer("trainer", {})
