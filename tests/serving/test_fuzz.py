@@ -41,5 +41,8 @@ def test_no_request_makes_a_server_error_and_every_answer_is_as_documented(servi
                 assert set(answer.json()) == {"error", "where"}
 
         ask()
-    wanted = 200 if MODES[mode] == GenerationMode.POSITIVE else 422
-    assert statuses[wanted] > EXAMPLES / 10  # it did come through
+    # What is well-formed comes through: with a list, or with the word that nobody knows the item. Some of it does not,
+    # for a schema cannot say that queries times k has a limit.
+    came = statuses[200] + statuses[404] if MODES[mode] == GenerationMode.POSITIVE else statuses[422]
+    assert came > EXAMPLES / 2
+    assert (statuses[200] > EXAMPLES / 10) == (MODES[mode] == GenerationMode.POSITIVE)
