@@ -36,7 +36,10 @@ def main() -> None:
 
 def filled(readme: str) -> str:
     """The README with each marked block written anew."""
-    blocks = {"sample": _sample, "ml1m": _ml1m, "noisy": _noisy, "next": _next_item, "speed": _speed, "gate": _gate}
+    blocks = {
+        "sample": _sample, "ml1m": _ml1m, "noisy": _noisy, "next": _next_item, "speed": _speed, "gate": _gate,
+        "serving": _serving,
+    }  # fmt: skip
     for name, text in ((name, write()) for name, write in blocks.items()):
         parts = re.split(rf"(<!-- {name}: [^>]*-->\n)(?:.*?)(<!-- end -->)", readme, flags=re.DOTALL)
         if len(parts) != 4:
@@ -171,6 +174,21 @@ def _gate() -> str:
         f"otherwise. Where every list is another seed's, that is so if ndcg@100 decides ({deep:.0%}), and not if "
         f"ndcg@20 does ({shallow:.0%}): such a gain is then two standard errors, and no test of this level finds more. "
         f"In a process that runs, a rollback takes {rollback:.1f} s ([gate.md](benchmarks/gate.md))."
+    )
+
+
+def _serving() -> str:
+    found = read_json(BENCHMARKS / "serving.json")
+    known, new, swaps, fuzz = (found[name] for name in ("known", "new", "swaps", "fuzz"))
+    errors = sum(count for status, count in fuzz["statuses"].items() if status >= "500")
+    return (
+        f"Two cores that carry the service and the load, DiffRec at ML-1M's size, {found['rate']} single requests a "
+        f"second: half are answered within {known['p50']:.1f} ms and 99 in 100 within {known['p99']:.1f} ms; histories "
+        f"that nobody has, which are scored when they come, within {new['p50']:.1f} and {new['p99']:.1f} ms. In batch "
+        f"{found['batch_known']['per_second']:,.0f} known users a second, or {found['batch_new']['per_second']:,.0f} "
+        f"new histories. {swaps['swaps']} changes of the champion in {swaps['requests']:,} requests: {swaps['failed']} "
+        f"failed, {swaps['mixed']} mixed two versions. Of {fuzz['requests']:,} malformed requests {errors} met a "
+        "server error ([serving.md](benchmarks/serving.md))."
     )
 
 

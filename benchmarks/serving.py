@@ -271,13 +271,13 @@ def cpu_seconds(address: str) -> float:
 
 def measure(size: dict[str, int]) -> dict[str, Any]:
     """Everything, one after the other."""
+    load_before = os.getloadavg()[0]  # of other work: the two trainings are still to come
     with tempfile.TemporaryDirectory(prefix="noise2next-") as scratch:
         shop = Shop(Path(scratch))
         shop.point(0)
         draw = np.random.default_rng(1)
         known = [{"user_id": shop.users[user]} for user in draw.permutation(len(shop.users))]
         new = [{"history": history} for history in shop.histories(len(known))]
-        load_before = os.getloadavg()[0]
         with shop.serving() as address:
             found = {
                 "listing_seconds": listing(address, len(known)),
@@ -304,7 +304,7 @@ def tell(found: dict[str, Any]) -> str:
     on, swap, fuzzed = found["machine"], found["swaps"], found["fuzz"]
     busy = on["load_before"] > 0.5
     quiet = (
-        f"**The machine was busy with other work (load {on['load_before']:.1f} before the first request), so these "
+        f"**The machine was busy with other work (load {on['load_before']:.1f} at the start), so these "
         "times are not those of the service alone.**"
     )
 

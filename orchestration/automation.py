@@ -186,9 +186,13 @@ def sensors(params: Params, wanted: Wanted, jobs: Jobs) -> list[dg.SensorDefinit
 class Look:
     """What one look at the datasets found: what it asks for, and why it asks for no more."""
 
-    instance: dg.DagsterInstance
+    context: dg.SensorEvaluationContext
     requests: list[dg.RunRequest] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self.context.instance
 
     def busy(self, dataset: str) -> bool:
         """Whether a run of the dataset is queued or running; said, if so."""
@@ -217,6 +221,8 @@ class Look:
     def result(self, remembered: Mapping[str, Any]) -> dg.SensorResult:
         """As Dagster takes it."""
         skipped = None if self.requests else "; ".join(self.said) or "nothing new"
+        for one in self.said if self.requests else ():  # Dagster shows a reason beside no request
+            self.context.log.info(one)
         return dg.SensorResult(self.requests, skip_reason=skipped, cursor=json.dumps(remembered, sort_keys=True))
 
 
@@ -258,7 +264,7 @@ def look_at_data(context: dg.SensorEvaluationContext, project: Project, wanted: 
     The first look at a dataset remembers its version and asks for nothing. Where data/ does not hold what is pinned, as
     after a `git pull`, it is fetched first.
     """
-    params, space, look = project.params(), project.space(""), Look(context.instance)
+    params, space, look = project.params(), project.space(""), Look(context)
     seen: dict[str, Any] = json.loads(context.cursor or "{}")
     pinned = versions.pointer(space)
     if pinned is None:
@@ -316,7 +322,7 @@ def _holds(params: Params, space: Workspace, files: Mapping[str, str]) -> bool:
 
 def look_for_files(context: dg.SensorEvaluationContext, project: Project, wanted: Wanted) -> dg.SensorResult:
     """Look into each dataset's landing folder; a file that is as it was at the last look is whole."""
-    params, look = project.params(), Look(context.instance)
+    params, look = project.params(), Look(context)
     before: dict[str, Any] = json.loads(context.cursor or "{}")
     folder, now = params.automation.landing, {}
     for dataset in wanted:
@@ -352,7 +358,7 @@ def look_for_drift(context: dg.SensorEvaluationContext, project: Project, wanted
     A retraining on the same data gives the same model, and its own report may say that things drifted again: so one
     version of the data is asked for once, and not at all where it has been trained on, whoever asked for that.
     """
-    look, seen = Look(context.instance), json.loads(context.cursor or "{}")
+    look, seen = Look(context), json.loads(context.cursor or "{}")
     for dataset, assets in wanted.items():
         place = project.space(dataset).drift / "report.json"
         if not place.is_file():

@@ -130,7 +130,15 @@ class Workspace:
 
     def package(self, version: str) -> Path:
         """A registered model version, fetched from a registry on another machine."""
-        return self.artifacts / "packages" / version
+        return self._packages / version
+
+    def packages(self) -> list[Path]:
+        """Those that are here as a whole, in no order."""
+        return [one.parent for one in self._packages.glob(f"[!.]*/{MANIFEST}")]
+
+    @property
+    def _packages(self) -> Path:
+        return self.artifacts / "packages"
 
     @property
     def run_lock(self) -> Path:

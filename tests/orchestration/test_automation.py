@@ -256,6 +256,18 @@ def test_while_a_run_of_the_dataset_is_queued_or_running_its_new_version_waits_a
     assert [one.partition_key for one in looker.asks()] == ["shop"]
 
 
+def test_what_kept_one_dataset_waiting_is_told_although_another_is_asked_for(root, instance, capsys):
+    change(root, "retrain: {shop: {}}", "retrain: {shop: {}, other: {}}")
+    looker = Looker(root, instance, "new_data")
+    looker.look()
+    for log in (root / "data" / "shop" / "1.csv", root / "data" / "other" / "log.csv"):
+        log.write_text(shop.HEADER)
+    pin(root)
+    run = going(instance, "other")
+    assert [one.partition_key for one in looker.asks()] == ["shop"]
+    assert f"other: run {run.run_id}" in capsys.readouterr().err
+
+
 def test_data_that_is_pinned_and_not_here_is_fetched_first(root, instance):
     looker = Looker(root, instance, "new_data")
     looker.look()

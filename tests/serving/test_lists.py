@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -36,6 +37,28 @@ def test_what_is_looked_up_is_what_would_be_scored(service: Service, filled: Kno
         assert one.scores == pytest.approx(other.scores, rel=1e-5, abs=1e-6)
         assert one.model_dump(exclude={"scores"}) == other.model_dump(exclude={"scores"})
     assert min(len(one.items) for one in found[:39]) < ITEMS  # what was seen is not in it
+
+
+def test_where_the_dataset_lets_seen_items_stay_in_so_do_the_lists(service: Service):
+    about = service.package.about.model_copy(update={"mask_seen": False})
+    package = replace(service.package, about=about)
+    made = KnownLists(package)
+    made.fill(lambda: True)
+    assert made.find(EVERYONE, 3, True) == [None] * USERS
+    looked_up = made.find(EVERYONE[:39], ITEMS, False)
+    assert [one.items for one in looked_up] == [one.items for one in package.reply(EVERYONE[:39], ITEMS, False)]
+    service.follower.champion = replace(service.follower.champion, package=package, lists=made)
+    client = TestClient(service.app)
+
+    def listed(**said) -> list[list[str]]:
+        queries = [{"user_id": "u1"}, {"history": ["i2", "i3"]}]
+        answers = client.post("/recommend", json={"queries": queries, "k": ITEMS, **said}).json()["answers"]
+        return [one["items"] for one in answers]
+
+    assert listed() == listed(exclude_seen=None) == listed(exclude_seen=False)
+    assert {"i2", "i3"} <= set(listed()[1])
+    assert not {"i2", "i3"} & set(listed(exclude_seen=True)[1])
+    assert len(listed(exclude_seen=True)[0]) < len(listed()[0]) == ITEMS
 
 
 def test_who_is_not_there_is_left_to_be_scored(filled: KnownLists):

@@ -62,6 +62,8 @@ def params():
 @pytest.fixture
 def space(tmp_path):
     made = Workspace(tmp_path, "shop")
+    made.promotion_policy.parent.mkdir()
+    made.promotion_policy.write_text("metric: recall@5\nbaseline: {variant: most_pop}\n")
     prepare(made)
     return made
 
@@ -300,11 +302,17 @@ def test_the_source_comes_before_the_clusters_and_these_before_latent_variants(p
 
 def test_a_latent_variant_alone_has_its_source_trained_and_says_so(params, space, steps, caplog):
     with caplog.at_level(logging.INFO):
-        report = go(params, space, ["l_stub"])
-    assert steps == [*CHAIN, "lightgcn", "embed", "cluster", "l_stub"]
-    assert report.trained == ["lightgcn", "l_stub"]
+        report = go(params, space, ["most_pop", "l_stub"])
+    assert steps == [*CHAIN, "lightgcn", "most_pop", "embed", "cluster", "l_stub"]
+    assert report.trained == ["lightgcn", "most_pop", "l_stub"]
     assert report.required == {"lightgcn": "the item clusters of l_stub are made of its item vectors"}
     assert "lightgcn is trained too" in caplog.text
+
+
+def test_what_the_gate_asks_every_champion_to_beat_is_trained_too(params, space, steps):
+    report = go(params, space, ["lightgcn"])
+    assert report.trained == ["most_pop", "lightgcn"]
+    assert report.required == {"most_pop": "the gate asks every champion to beat it"}
 
 
 def test_without_latent_variants_nothing_is_clustered(params, space, steps):

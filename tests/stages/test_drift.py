@@ -199,6 +199,17 @@ def test_the_champions_variant_trained_on_newer_data_is_compared_with_the_champi
     assert report.drifted
 
 
+def test_a_model_that_knows_less_than_the_champion_is_no_newer_one(promoted: World, tmp_path: Path):
+    root = shutil.copytree(promoted.space.root, tmp_path / "shop")
+    world = World(promoted.params, Workspace(root, "shop"), Settings(root=root, device="cpu"))
+    world.log(PAST[: len(PAST) * 3 // 4])
+    prepare.run(world.params, world.space)
+    train.run(world.params, world.space, world.settings, "ease")
+    found = named(drift.run(*world), "overlap")
+    assert found.value is None
+    assert "no newer model" in found.sentence
+
+
 def test_a_log_without_a_clock_is_told_so_by_name_and_not_alarmed(promoted: World, tmp_path: Path):
     root = tmp_path / "counted"
     shutil.copytree(promoted.space.data, root / "data")

@@ -301,8 +301,9 @@ def test_a_table_once_made_stays_as_it_is_until_it_is_damaged_or_asked_for_other
     assert len(shop.space.kept_recommendations()) == 1
 
 
-def test_what_the_test_window_promised_is_kept_with_the_table_where_it_was_measured_at_its_k(shop: World):
+def test_what_the_test_window_promised_is_kept_with_the_table_where_it_was_measured_at_its_k(shop: World, caplog):
     assert recommend.run(*shop, NOW).offline is None  # 20 is no cutoff here
+    assert "recommendations.k is 20 and evaluation.cutoffs is without it" in caplog.text
     at_five = shop.params.model_copy(update={"recommendations": RecommendationsConfig(k=5)})
     evaluate.run(*shop, "most_pop")
     promised = recommend.run(at_five, shop.space, shop.settings).offline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow.artifacts
 import pytest
@@ -16,7 +17,7 @@ from noise2next.registry import packaging, versions
 from noise2next.registry.packaging import CONTENT
 from noise2next.registry.versions import ModelRegistry
 from noise2next.stages import register
-from noise2next.workspace import Workspace
+from noise2next.workspace import Workspace, digest
 
 
 def test_the_first_model_above_the_floors_is_champion_and_its_decision_is_kept(world: World):
@@ -44,6 +45,21 @@ def test_a_copied_project_reads_its_own_packages(world: World, tmp_path: Path):
     found = registry.fetch(registry.champion())
     assert found.is_relative_to(copy.tracking_artifacts)
     assert world.registry.fetch(world.registry.champion()).is_relative_to(world.space.tracking_artifacts)
+
+
+def test_of_packages_fetched_from_elsewhere_those_that_nobody_asks_for_any_more_go(world: World, monkeypatch):
+    world.offer("ease")
+    registry = world.registry
+    here = registry.fetch(registry.champion())
+    monkeypatch.setattr(versions, "KEPT_PACKAGES", 2)
+    monkeypatch.setattr(registry.client, "get_model_version_download_uri", lambda *_: "s3://elsewhere/model")
+    monkeypatch.setattr(
+        mlflow.artifacts, "download_artifacts", lambda dst_path, **_: shutil.copytree(here, Path(dst_path) / "model")
+    )
+    for number in "1213":
+        place = registry.fetch(SimpleNamespace(version=number, tags={"digest": digest(here)}))
+        assert digest(place) == digest(here)
+    assert sorted(one.name for one in world.space.packages()) == ["1", "3"]
 
 
 def test_the_same_weights_again_make_no_new_version(world: World):

@@ -72,6 +72,7 @@ class About(Frozen):
     history: str
     trained_until: int | None  # microseconds since 1970 of the newest training interaction; None without a clock
     known_until: int | None = None  # of the newest interaction of all, validation and test included; likewise
+    mask_seen: bool = True  # whether its lists leave out what somebody has already, unless they are asked otherwise
 
 
 class Golden(Frozen):
@@ -164,6 +165,7 @@ class Package:
             history=split.config.history,
             trained_until=int(split.train.times.max()) if clocked and split.train.times is not None else None,
             known_until=max(int(times.max()) for times in parts) if clocked else None,
+            mask_seen=split.config.mask_seen,
         )
         package = cls(artifact, split.users, weighted, about)
         package._begin()
@@ -449,8 +451,8 @@ def _absent(value: Any) -> bool:
     return value is None or value is pd.NA or value != value
 
 
-def signature() -> ModelSignature:
-    """What the pyfunc takes and gives."""
+def signature(mask_seen: bool) -> ModelSignature:
+    """What the pyfunc takes and gives; seen items are left out by default where the dataset has it so."""
     text, number = DataType.string, DataType.double
     return ModelSignature(
         inputs=Schema([ColSpec(text, "user_id", required=False), ColSpec(_ANY, "history", required=False)]),
@@ -465,7 +467,7 @@ def signature() -> ModelSignature:
             ]
         ),
         params=ParamSchema(
-            [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, True)],
+            [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, mask_seen)],
         ),
     )
 
@@ -476,8 +478,8 @@ def _save_pyfunc(folder: Path, content: Path, package: Package, described: Model
         path=str(folder),
         python_model=str(Path(__file__).with_name("served.py")),
         artifacts={CONTENT.name: str(content)},
-        signature=signature(),
-        input_example=(_example(package), {"k": 10, "exclude_seen": True}),
+        signature=signature(package.about.mask_seen),
+        input_example=(_example(package), {"k": 10, "exclude_seen": package.about.mask_seen}),
         pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
         mlflow_model=described,
     )

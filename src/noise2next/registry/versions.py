@@ -36,13 +36,14 @@ from noise2next.models.artifact import ModelCard, read_card
 from noise2next.registry import packaging
 from noise2next.registry.promotion import Decision, Version
 from noise2next.registry.tracking import connect, experiment_of, tracking_uri
-from noise2next.workspace import MANIFEST, Workspace, digest, verify, writing
+from noise2next.workspace import MANIFEST, Workspace, digest, remove, verify, writing
 
 __all__ = ["Event", "ModelRegistry", "ModelVersion", "Move", "Past", "as_version", "now", "who"]
 
 log = logging.getLogger(__name__)
 
 EVENT = "event."  # how the tags begin
+KEPT_PACKAGES = 10  # of those fetched from another machine's registry
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # how MLflow says that an alias is not there
 
 Move = Literal["promotion", "forced promotion", "rollback"]
@@ -272,6 +273,7 @@ class ModelRegistry:
             place = self._space.package(str(version.version))
             if not (place / MANIFEST).is_file() or digest(place) != version.tags["digest"]:
                 self._download(uri, place)
+            os.utime(place)
         if not (place / MANIFEST).is_file():
             raise UserError(f"{place}: the package of {self.name} version {version.version} is gone; register again")
         if digest(place) != version.tags["digest"]:
@@ -368,6 +370,8 @@ class ModelRegistry:
                 for name in listed:  # and nothing that MLflow laid beside them
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(found.parent / name, folder / name)
+        for old in sorted(self._space.packages(), key=lambda one: one.stat().st_mtime)[:-KEPT_PACKAGES]:
+            remove(old)  # the one that was asked for longest ago
 
 
 def now() -> str:

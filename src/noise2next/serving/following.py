@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -75,7 +74,6 @@ class Follower:
         self._connect = connect
         self._seconds = seconds
         self._metrics = metrics
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="following", daemon=True)
 
@@ -97,12 +95,13 @@ class Follower:
 
     def look(self) -> None:
         """Ask the registry once, and load what is new. Nothing that goes wrong there is raised."""
-        asked = self._worker.submit(self._ask)
-        if (error := asked.exception()) is not None:
+        try:
+            registry = self._connect()
+            version = registry.at("champion")
+        except Exception as error:  # noqa: BLE001  (whatever it was: what serves goes on, and the next look asks again)
             self._note(f"the registry does not answer, {_LOGGED}", error)
             self._metrics.registry_reached.set(0)
             return
-        registry, version = asked.result()
         self.looked = _now()
         self._metrics.registry_reached.set(1)
         if version is None:
@@ -115,15 +114,12 @@ class Follower:
         elif self.kept_out is None or number != self.kept_out.version or _now() >= self.kept_out.again:
             self._take(registry, version)
 
-    def _ask(self) -> tuple[Registry, Any | None]:
-        registry = self._connect()
-        return registry, registry.at("champion")
-
     def _take(self, registry: Registry, version: Any) -> None:
         """Serve `version`, or keep it out and say why."""
         number = str(version.version)
-        loaded = self._worker.submit(_load, registry, version)
-        if (error := loaded.exception()) is not None:
+        try:
+            champion = _load(registry, version)
+        except Exception as error:  # noqa: BLE001  (a package is somebody else's: it stays out, whatever it does)
             before = self.kept_out.failures if self.kept_out and self.kept_out.version == number else 0
             doubled = timedelta(seconds=self._seconds) * 2 ** min(before, MOST_DOUBLINGS)
             wait = min(doubled, LONGEST_WAIT)
@@ -140,7 +136,6 @@ class Follower:
                 exc_info=None if known else error,
             )
             return
-        champion = loaded.result()
         self.champion, self.kept_out = champion, None
         champion.lists.begin(lambda: self.champion is champion and not self._ended.is_set())
         self._metrics.serves(champion.version, champion.variant, champion.data_version)
@@ -157,7 +152,6 @@ class Follower:
         while not self._ended.is_set():
             self.look()
             self._ended.wait(self._seconds)
-        self._worker.shutdown(wait=False)
 
 
 def _load(registry: Registry, version: Any) -> Champion:

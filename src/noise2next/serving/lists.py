@@ -2,7 +2,7 @@
 
 What a model gives to a known user is the same for as long as the version serves, so a thread works everyone out when
 the version has begun, at a lower priority, and from then on such a user is looked up. Whoever is not there yet,
-histories, longer lists and lists with seen items are scored when they are asked for.
+histories, longer lists and lists that treat seen items otherwise than the dataset are scored when they are asked for.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class KnownLists:
         self._package = package
         users, items = len(package.users), len(package.artifact.items)
         fits = MOST_BYTES // (8 * max(1, users))
+        self._exclude_seen = package.about.mask_seen
         self.depth = 0 if fits < min(LEAST_DEPTH, items) else min(DEPTH, fits, items)
         self.done = 0
         self._items = np.full((users, self.depth), -1, dtype=np.int32)
@@ -46,7 +47,7 @@ class KnownLists:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWER_PRIORITY)
         if not self.depth:
             return
-        for users, items, scores in self._package.everyone(self.depth, most=TOGETHER):
+        for users, items, scores in self._package.everyone(self.depth, self._exclude_seen, TOGETHER):
             self._items[users], self._scores[users] = items, scores
             self.done = int(users[-1]) + 1
             if not wanted():
@@ -55,7 +56,7 @@ class KnownLists:
     def find(self, asked: Sequence[Asked], k: int, exclude_seen: bool) -> list[Reply | None]:
         """The replies that are here, and None for queries that must be scored."""
         found: list[Reply | None] = [None] * len(asked)
-        if not exclude_seen or k > self.depth:
+        if exclude_seen != self._exclude_seen or k > self.depth:
             return found
         index, lengths, ids = (
             self._package.users.index,

@@ -52,7 +52,10 @@ class RecommendRequest(Given):
 
     queries: Annotated[list[Query], Field(min_length=1, max_length=MOST_QUERIES)]
     k: K = 10
-    exclude_seen: bool = Field(True, description="Leave out what the user, or the history, has already.")
+    exclude_seen: bool | None = Field(
+        None,
+        description="Leave out what the user, or the history, has already; null: as the dataset's `mask_seen` has it.",
+    )
 
     @model_validator(mode="after")
     def _within_bounds(self) -> Self:

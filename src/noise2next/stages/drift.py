@@ -163,7 +163,7 @@ def _prediction(
     things whatever the data, so its overlap is told and alarms nobody.
     """
     try:
-        newer = _newer(params, space, settings, registry, champion)
+        newer = _newer(params, space, settings, registry, champion, package)
         if newer is None:
             return unjudged("overlap", "prediction", "there is no newer model than the champion")
         k, config = params.recommendations.k, params.drift
@@ -205,16 +205,27 @@ def _prediction(
 
 
 def _newer(
-    params: Params, space: Workspace, settings: Settings, registry: ModelRegistry, champion: ModelVersion
+    params: Params,
+    space: Workspace,
+    settings: Settings,
+    registry: ModelRegistry,
+    champion: ModelVersion,
+    package: Package,
 ) -> Package | None:
-    """The champion's own variant as it was trained last, if that is another model; else the challenger, if any."""
+    """The champion's own variant as it was trained last, if that is another model; else the challenger, if any.
+
+    None where that model knows the log less far than the champion, as after somebody went on to the version before.
+    """
     place, variant = space.model(champion.tags["variant"]), champion.tags["variant"]
     if (place / MANIFEST).is_file() and read_card(place).fingerprint != champion.tags["fingerprint"]:
-        return recommend.open_model(params, space, settings, variant).package
-    challenger = registry.at("challenger")
-    if challenger is None or challenger.version == champion.version:
-        return None
-    return Package.load(registry.fetch(challenger) / CONTENT, settings.device)
+        other = recommend.open_model(params, space, settings, variant).package
+    else:
+        challenger = registry.at("challenger")
+        if challenger is None or challenger.version == champion.version:
+            return None
+        other = Package.load(registry.fetch(challenger) / CONTENT, settings.device)
+    theirs, ours = other.about.known_until, package.about.known_until
+    return None if theirs is not None and ours is not None and theirs < ours else other
 
 
 def _both_lists(

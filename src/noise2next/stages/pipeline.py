@@ -10,6 +10,7 @@ from noise2next.errors import UserError
 from noise2next.evaluation.report import LeaderboardReport
 from noise2next.models.base import model_config
 from noise2next.registry import tracking
+from noise2next.registry.promotion import Policy
 from noise2next.stages import cluster, embed, evaluate, ingest, leaderboard, prepare, register, train, validate
 from noise2next.stages.refused import why_refused
 from noise2next.stages.register import RegistrationReport
@@ -23,7 +24,7 @@ class PipelineReport(Frozen):
 
     dataset: str
     trained: list[str]
-    required: dict[str, str]  # variant that was not asked for: who needs it
+    required: dict[str, str]  # variant that was not asked for: why it is trained all the same
     skipped: dict[str, str]  # variant: why this dataset cannot have it
     leaderboard: LeaderboardReport
     leaderboard_page: str
@@ -37,7 +38,7 @@ def run(
 
     Raises UserError before anything is done when a variant is unknown, misconfigured, or named against its needs, when
     the tracking server does not answer, and when another run of the dataset is going on; and before anything is trained
-    when the catalogue is too large for a named one.
+    when the catalogue is too large for a named one, or the gate's policy cannot be read.
     """
     chosen, _ = choose(params, space, variants, prepared=False)
     tracking.probe(settings, space)
@@ -53,11 +54,11 @@ def _go(
     validate.run(params, space)
     prepare.run(params, space)
     chosen, skipped = choose(params, space, variants)
-    required = _required(params, chosen)
-    for name, who in required.items():
+    beside = required(params, space, chosen)
+    for name, who in beside.items():
         log.info("%s: %s is trained too: %s", space.dataset, name, who)
     latent = [name for name in chosen if name in params.latent_variants]
-    plain = [*required, *(name for name in chosen if name not in latent)]
+    plain = [*beside, *(name for name in chosen if name not in latent)]
     for name in plain:
         _train(params, space, settings, name, progress)
     if latent:
@@ -71,7 +72,7 @@ def _go(
     return PipelineReport(
         dataset=space.dataset,
         trained=[*plain, *latent],
-        required=required,
+        required=beside,
         skipped=skipped,
         leaderboard=board,
         leaderboard_page=page,
@@ -84,12 +85,19 @@ def _train(params: Params, space: Workspace, settings: Settings, variant: str, p
     evaluate.run(params, space, settings, variant)
 
 
-def _required(params: Params, chosen: Sequence[str]) -> dict[str, str]:
-    """The variant whose item vectors are clustered, where latent ones are chosen without it, and why."""
+def required(params: Params, space: Workspace, chosen: Sequence[str]) -> dict[str, str]:
+    """What is made beside the chosen variants, and why: the gate's baseline, and the one whose vectors are clustered.
+
+    Raises UserError where the gate's policy cannot be read.
+    """
+    found: dict[str, str] = {}
+    baseline = Policy.load(space.promotion_policy).baseline
+    if baseline is not None and baseline.variant in params.variants and baseline.variant not in chosen:
+        found[baseline.variant] = "the gate asks every champion to beat it"
     latent = [name for name in chosen if name in params.latent_variants]
-    if not latent or params.clustering.embeddings in chosen:
-        return {}
-    return {params.clustering.embeddings: f"the item clusters of {', '.join(latent)} are made of its item vectors"}
+    if latent and params.clustering.embeddings not in chosen:
+        found[params.clustering.embeddings] = f"the item clusters of {', '.join(latent)} are made of its item vectors"
+    return found
 
 
 def choose(

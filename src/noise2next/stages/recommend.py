@@ -19,10 +19,10 @@ from noise2next.config import Frozen, Params, Settings
 from noise2next.data.interactions import Split
 from noise2next.data.names import item_names
 from noise2next.errors import UserError
-from noise2next.evaluation.report import EvaluationReport
 from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.registry.packaging import CONTENT, Package, Questions
 from noise2next.registry.versions import ModelRegistry
+from noise2next.stages import gate
 from noise2next.training.device import choose_device
 from noise2next.workspace import MANIFEST, Workspace, read_json, remove, replacing, require, verify, write_json, writing
 
@@ -230,9 +230,17 @@ def _made(place: Path) -> datetime:
 
 def _offline(params: Params, space: Workspace, card: ModelCard, k: int) -> Offline | None:
     """Test recall of the model, and of popularity beside it, where these very ones were evaluated here at this k."""
-    found = {name: report for name in params.variants if (report := _evaluated(space, name)) is not None}
+    found = {name: report for name in params.variants if (report := gate.evaluation_of(space, name)) is not None}
     own = next((one for one in found.values() if one.fingerprint == card.fingerprint), None)
-    if own is None or (name := f"recall@{k}") not in own.metrics["test"]:
+    if own is None:
+        return None
+    if (name := f"recall@{k}") not in own.metrics["test"]:
+        log.warning(
+            "%s: recommendations.k is %d and evaluation.cutoffs is without it, so no test window says what is to come "
+            "of these lists; let one name what the other has",
+            space.dataset,
+            k,
+        )
         return None
     popular = next(
         (
@@ -243,11 +251,6 @@ def _offline(params: Params, space: Workspace, card: ModelCard, k: int) -> Offli
         None,
     )
     return Offline(recall=own.metrics["test"][name].mean, popularity=popular)
-
-
-def _evaluated(space: Workspace, variant: str) -> EvaluationReport | None:
-    place = space.evaluation(variant)
-    return EvaluationReport.model_validate(read_json(place / REPORT)) if (place / REPORT).is_file() else None
 
 
 _SCHEMA = pa.schema(

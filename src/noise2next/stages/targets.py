@@ -10,7 +10,7 @@ from noise2next.workspace import Workspace
 
 
 class Targets(Frozen):
-    """Stages of dvc.yaml: `dvc repro` of them trains and judges each variant, and what each stands on."""
+    """Stages of dvc.yaml: `dvc repro` of them trains and judges each variant, what it stands on and must beat."""
 
     dataset: str
     stages: list[str]
@@ -19,13 +19,14 @@ class Targets(Frozen):
 def run(params: Params, space: Workspace, variants: Sequence[str] | None) -> Targets:
     """The stages of `variants`; None means all that the dataset allows.
 
-    Raises UserError where a variant is unknown, misconfigured, or named against the dataset's needs.
+    Raises UserError where a variant is unknown, misconfigured, or named against the dataset's needs, and where the
+    gate's policy cannot be read.
     """
     chosen, _ = pipeline.choose(params, space, variants)
     return Targets(
         dataset=space.dataset,
         stages=[
             f"{'evaluate_latent' if name in params.latent_variants else 'evaluate'}@{space.dataset}-{name}"
-            for name in chosen
+            for name in (*pipeline.required(params, space, chosen), *chosen)
         ],
     )
