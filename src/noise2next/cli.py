@@ -129,9 +129,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """From the raw log to a champion in the registry: every stage in turn, then the leaderboard."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import pipeline
 
-    params, space, settings = _open(dataset, overrides)
     report = pipeline.run(params, space, settings, _names(variants), progress=_interactive() and not as_json)
     if as_json:
         _print_json(report)
@@ -152,27 +153,30 @@ def run(
 @app.command()
 def ingest(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Read the raw log; put what cannot be read into quarantine, with line and reason."""
+    params, space, _ = _open(dataset, overrides)
+
     from noise2next.stages import ingest as stage
 
-    params, space, _ = _open(dataset, overrides)
     _show(stage.run(params, space), as_json)
 
 
 @app.command()
 def validate(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Hold the ingested log against its contract; a breach stops here with exit code 2."""
+    params, space, _ = _open(dataset, overrides)
+
     from noise2next.stages import validate as stage
 
-    params, space, _ = _open(dataset, overrides)
     _show(stage.run(params, space), as_json)
 
 
 @app.command()
 def prepare(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Filter, order, split and index; check that nothing leaks from the future."""
+    params, space, _ = _open(dataset, overrides)
+
     from noise2next.stages import prepare as stage
 
-    params, space, _ = _open(dataset, overrides)
     _show(stage.run(params, space), as_json)
 
 
@@ -185,10 +189,11 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one variant; an interrupted run goes on where it was, a finished one is not repeated."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import refused
     from noise2next.stages import train as stage
 
-    params, space, settings = _open(dataset, overrides)
     if skip_refused and (left_out := refused.run(params, space, variant, space.model(variant))):
         return _show(left_out, as_json)
     _show(stage.run(params, space, settings, variant, progress=_interactive() and not as_json), as_json)
@@ -202,10 +207,11 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Write the item vectors of the trained variant that clustering.embeddings names, by raw item id."""
+    params, space, _ = _open(dataset, overrides)
+
     from noise2next.stages import embed as stage
     from noise2next.stages import refused
 
-    params, space, _ = _open(dataset, overrides)
     if skip_refused and (left_out := refused.run(params, space, params.clustering.embeddings, space.embedded)):
         return _show(left_out, as_json)
     _show(stage.run(params, space), as_json)
@@ -219,10 +225,11 @@ def cluster(
     as_json: AsJson = False,
 ) -> None:
     """Group the items by their vectors: what latent variants are trained on."""
+    params, space, _ = _open(dataset, overrides)
+
     from noise2next.stages import cluster as stage
     from noise2next.stages import refused
 
-    params, space, _ = _open(dataset, overrides)
     if skip_refused and (left_out := refused.run(params, space, params.clustering.embeddings, space.clustered)):
         return _show(left_out, as_json)
     _show(stage.run(params, space), as_json)
@@ -237,10 +244,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge one trained variant on validation and test by full ranking."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import evaluate as stage
     from noise2next.stages import refused
 
-    params, space, settings = _open(dataset, overrides)
     if skip_refused and (left_out := refused.run(params, space, variant, space.evaluation(variant))):
         return _show(left_out, as_json)
     _show(stage.run(params, space, settings, variant), as_json)
@@ -249,9 +257,10 @@ def evaluate(
 @app.command()
 def leaderboard(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """What beat what, with intervals; also written as a page."""
+    params, space, _ = _open(dataset, overrides)
+
     from noise2next.stages import leaderboard as stage
 
-    params, space, _ = _open(dataset, overrides)
     report = stage.run(params, space)
     if as_json:
         _print_json(report)
@@ -263,9 +272,10 @@ def leaderboard(dataset: DatasetName = "sample", overrides: Overrides = [], as_j
 @app.command()
 def register(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Offer the best variant (by validation) as challenger; the gate decides on the champion."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import register as stage
 
-    params, space, settings = _open(dataset, overrides)
     _show_gate(stage.run(params, space, settings), as_json)
 
 
@@ -283,9 +293,10 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Ask the gate again about the challenger, or about a version, on today's window; or overrule it."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import promote as stage
 
-    params, space, settings = _open(dataset, overrides)
     _show_gate(stage.run(params, space, settings, version, force, reason), as_json)
 
 
@@ -296,18 +307,20 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion champion again; a second rollback undoes the first."""
+    _, space, settings = _open(dataset, [])
+
     from noise2next.stages import promote as stage
 
-    _, space, settings = _open(dataset, [])
     _show(stage.rollback(space, settings, reason), as_json)
 
 
 @app.command()
 def history(dataset: DatasetName = "sample", as_json: AsJson = False) -> None:
     """Every decision, promotion and rollback of the dataset's champion, oldest first."""
+    _, space, settings = _open(dataset, [])
+
     from noise2next.stages import promote as stage
 
-    _, space, settings = _open(dataset, [])
     report = stage.history(space, settings)
     if as_json:
         _print_json(report)
@@ -336,9 +349,10 @@ def summary(
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Tell as Markdown what the last retraining came to; exit code 2, and why, where it never came before the gate."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import summary as stage
 
-    params, space, settings = _open(dataset, overrides)
     report = stage.run(params, space, settings, reason)
     if out is None:
         sys.stdout.write(report.markdown)
@@ -356,9 +370,10 @@ def targets(
     ] = None,
 ) -> None:
     """Name the stages that `dvc repro` is to be given for some variants, one a line."""
+    params, space, _ = _open(dataset, [])
+
     from noise2next.stages import targets as stage
 
-    params, space, _ = _open(dataset, [])
     for name in stage.run(params, space, _names(variants)).stages:
         sys.stdout.write(f"{name}\n")
 
@@ -394,9 +409,10 @@ def recommend(
         )
     if everyone and draws is not None:
         raise UserError("recommend: --draws looks at one list; take it with --user or --history, or leave it out")
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import recommend as stage
 
-    params, space, settings = _open(dataset, overrides)
     if everyone and out is None:
         return _show(stage.run(params, space, settings), as_json)
     many = k or 10
@@ -413,9 +429,10 @@ def recommend(
 @app.command()
 def drift(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Hold what has been ingested since against what the champion was made for; drift is told and is no error."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import drift as stage
 
-    params, space, settings = _open(dataset, overrides)
     report = stage.run(params, space, settings)
     if as_json:
         return _print_json(report)
@@ -439,9 +456,10 @@ def denoise(
     as_json: AsJson = False,
 ) -> None:
     """Draw how a diffusion model's list for a user comes about, step by step of its reverse chain."""
+    params, space, settings = _open(dataset, overrides)
+
     from noise2next.stages import denoise as stage
 
-    params, space, settings = _open(dataset, overrides)
     _show(stage.run(params, space, settings, user, k, out, variant), as_json, rows=("items", "names"))
 
 
@@ -455,9 +473,10 @@ def serve(
     ] = 10.0,
 ) -> None:
     """Serve the champion over HTTP, and the next one from when it is promoted; /docs says what can be asked."""
+    _, space, settings = _open(dataset, [])
+
     from noise2next.serving import server
 
-    _, space, settings = _open(dataset, [])
     server.run(space, settings, host, port, poll)
 
 
@@ -527,9 +546,10 @@ def land(
     as_json: AsJson = False,
 ) -> None:
     """Take new files into a dataset's log: checked first, then laid beside it and versioned; a bad one is refused."""
+    params, space, _ = _open(dataset, [])
+
     from noise2next.stages import land as stage
 
-    params, space, _ = _open(dataset, [])
     _show(stage.run(params, space, files), as_json)
 
 
@@ -617,6 +637,7 @@ def datasets_list(as_json: AsJson = False) -> None:
 
 
 def _open(dataset: str, overrides: Sequence[str]) -> tuple[Params, Workspace, Settings]:
+    """Before a stage is imported, which takes seconds: what is misspelt is told at once."""
     _log()
     settings = Settings()
     space = Workspace(settings.root, dataset)

@@ -113,7 +113,7 @@ def test_the_command_follows_mlflows_alias_from_one_version_to_the_next_and_ends
 
 def test_it_ends_when_told_although_the_registry_has_left_it_without_an_answer(project: Path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:{}".format(silent.getsockname()[1]))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         process = serve(project, "--port", "0")
         threading.Thread(target=process.stderr.read, daemon=True).start()
         silent.settimeout(180)

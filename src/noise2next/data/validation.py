@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from noise2next.config import Dataset, Frozen
+from noise2next.config import Dataset
+from noise2next.data.contract import Finding, ValidationReport, figure, percent
 from noise2next.data.profile import PARTS, Profile, measure, wrong_columns
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read while it is imported
@@ -42,34 +43,6 @@ ROW_BUDGET = 2_000_000
 FINITE = 1.7e308  # the largest doubles, so that only infinities lie outside
 
 ROWS, PROFILE = "interactions", "profile"
-
-
-class Finding(Frozen):
-    """One expectation and what was found. `blocking`: the pipeline stops when it is not met."""
-
-    name: str
-    meaning: str
-    table: str  # interactions: row by row; profile: measured over all rows
-    blocking: bool
-    success: bool
-    expected: str
-    observed: str
-
-
-class ValidationReport(Frozen):
-    """`success`: nothing that blocks was breached. `breaches` and `warnings` are sentences, worst first."""
-
-    dataset: str
-    success: bool
-    rows: int
-    row_checks: str  # whether the expectations on rows ran
-    expectations: tuple[Finding, ...]
-    breaches: tuple[str, ...]
-    warnings: tuple[str, ...]
-    remedy: str | None  # of the first breach
-    profile: dict[str, int | float]
-    docs: str = ""  # where a person finds index.html
-    ingested: str = ""  # digest of the folder of accepted rows that was held against the contract
 
 
 @dataclass(frozen=True)
@@ -380,19 +353,6 @@ def _row_scope(checks: Mapping[str, Sequence[Check]], profile: Profile) -> str:
         f"The log has {profile['rows']:,} accepted rows, above the {ROW_BUDGET:,} that are read one by one; "
         "the profile was measured over all of them."
     )
-
-
-def figure(name: str, value: float) -> str:
-    """A fact of the profile for a reader: shares in per cent, counts with their thousands apart."""
-    if name.endswith("_share"):
-        return percent(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
-
-
-def percent(share: float) -> str:
-    """`30.0 %`; more digits where one would round a difference away."""
-    value = 100 * share
-    return f"{value:.1f} %" if abs(value) >= 10 or abs(round(value, 1) - value) < 1e-9 else f"{value:.4g} %"
 
 
 # --- the page for people ----------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from noise2next.config import EvaluationConfig
 from noise2next.data.queries import Queries
@@ -167,6 +166,8 @@ def _auc(found: Draws, hit: NDArray[np.bool_]) -> float | None:
     positive, negative = int(hit.sum()), int((~hit).sum())
     if not positive or not negative:
         return None
+    from scipy.stats import rankdata  # it takes a second to load, and few ask for draws
+
     ranks = rankdata(found.pairs.counts)
     return float((ranks[hit].sum() - positive * (positive + 1) / 2) / (positive * negative))
 

@@ -48,6 +48,7 @@ from noise2next.data.vocabulary import Vocabulary, stable_key
 from noise2next.data.weighting import weigh
 from noise2next.errors import UserError
 from noise2next.evaluation.denoising import Courses, courses
+from noise2next.evaluation.draws import draw_lists
 from noise2next.models.artifact import Artifact
 from noise2next.models.base import HasDenoising
 from noise2next.nn.top_k import top_k
@@ -247,8 +248,6 @@ class Package:
 
     def draw(self, questions: Questions, k: int, draws: int, exclude_seen: bool = True) -> list[DrawnAnswer]:
         """One answer a query, of `draws` draws of a stochastic model: draw 0 is the list that `answer` gives."""
-        from noise2next.evaluation.draws import draw_lists  # its statistics take a second to load; few ask for draws
-
         with _ONE_FLOAT32:
             seen = questions.queries if exclude_seen else None
             found = draw_lists(self.artifact.model, questions.queries, seen, k, draws, SCORES_BYTES >> 20)

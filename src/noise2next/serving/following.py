@@ -119,7 +119,7 @@ class Follower:
         number = str(version.version)
         try:
             champion = _load(registry, version)
-        except Exception as error:  # noqa: BLE001  (a package is somebody else's: it stays out, whatever it does)
+        except Exception as error:
             before = self.kept_out.failures if self.kept_out and self.kept_out.version == number else 0
             doubled = timedelta(seconds=self._seconds) * 2 ** min(before, MOST_DOUBLINGS)
             wait = min(doubled, LONGEST_WAIT)
