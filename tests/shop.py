@@ -83,8 +83,7 @@ def run(root: Path) -> pipeline.PipelineReport:
 def elsewhere(work: Callable[[Path], Result], root: Path) -> Result:
     """The result of `work` in a process of its own: MLflow's store keeps files open that tests put others in place of.
 
-    It is forked from a server that has everything imported; `orchestration` first, which keeps pyspark, where that is
-    installed, from ending such a process.
+    It is forked from a server that has everything imported.
     """
     with ProcessPoolExecutor(1, server()) as pool:
         return pool.submit(work, root).result()
@@ -94,7 +93,7 @@ def elsewhere(work: Callable[[Path], Result], root: Path) -> Result:
 def server() -> multiprocessing.context.ForkServerContext:
     """The one that runs are forked from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["orchestration", "tests.shop", "great_expectations", "ibis", "duckdb"])
+    context.set_forkserver_preload(["tests.shop", "noise2next.data.validation", "ibis", "duckdb"])
     return context
 
 

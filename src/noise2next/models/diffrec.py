@@ -171,14 +171,13 @@ class DiffRec(Trainable):
         noised = self._start(queries) if self.config.sampling_steps else None
         first = _gather(queries, chain.from_items) if noised is None else self.denoiser.project(noised)
         g = torch.zeros_like(chain.mixing[:1]).expand(len(queries), -1)
-        kept, given = 1.0, 0.0
-        for step in reversed(range(self.config.steps)):
-            state = torch.addmm(first, g, chain.mixing, beta=kept).add_(given * chain.bias + chain.conditions[step])
-            a, c = chain.of_row[step], chain.of_output[step]
-            g = self.denoiser.inner(state).mul_(c).add_(g, alpha=a)
-            kept, given = a * kept, a * given + c
-        scores = F.linear(g, self.denoiser.decode.weight, given * self.denoiser.decode.bias)
-        return scores if kept == 0 else scores.add_(queries.multi_hot() if noised is None else noised, alpha=kept)
+        for step in chain.steps:
+            state = torch.addmm(first, g, chain.mixing, beta=step.kept).add_(step.added)
+            g = self.denoiser.inner(state).mul_(step.of_output).add_(g, alpha=step.of_row)
+        scores = F.linear(g, self.denoiser.decode.weight, chain.bias)
+        if chain.kept == 0:
+            return scores
+        return scores.add_(queries.multi_hot() if noised is None else noised, alpha=chain.kept)
 
     @torch.no_grad()
     def _hidden_chain(self) -> HiddenChain:
@@ -187,13 +186,18 @@ class DiffRec(Trainable):
             of_row, of_output = torch.zeros(steps), torch.ones(steps)
         else:
             of_row, of_output = self.process.reverse_shares(self.config.parameterisation)
+        bias = net.from_items.weight @ net.decode.bias
+        conditions = net.condition(torch.arange(steps, device=net.steps.device)).unbind()
+        chain, kept, given = [], 1.0, 0.0
+        for a, c, condition in zip(of_row.tolist()[::-1], of_output.tolist()[::-1], conditions[::-1], strict=True):
+            chain.append(ChainStep(kept, given * bias + condition, a, c))
+            kept, given = a * kept, a * given + c
         return HiddenChain(
             from_items=net.from_items.weight.t().contiguous(),
             mixing=(net.from_items.weight @ net.decode.weight).t().contiguous(),
-            bias=net.from_items.weight @ net.decode.bias,
-            conditions=net.condition(torch.arange(steps, device=net.steps.device)),
-            of_row=of_row.tolist(),
-            of_output=of_output.tolist(),
+            steps=chain,
+            kept=kept,
+            bias=given * net.decode.bias,
         )
 
     def _step(self, like: Tensor, step: int) -> Tensor:
@@ -214,15 +218,24 @@ class DiffRec(Trainable):
 
 
 @dataclass(frozen=True)
+class ChainStep:
+    """One reverse step, whatever the row."""
+
+    kept: float  # x_T's share of the state
+    added: Tensor  # [H], to the first layer: of the step, and of the last layer's bias so far
+    of_row: float  # a_t of `GaussianDiffusion.reverse_shares`
+    of_output: float  # c_t
+
+
+@dataclass(frozen=True)
 class HiddenChain:
     """What the reverse chain needs of the item dimension, computed once for fixed weights W (first), V, b (last)."""
 
     from_items: Tensor  # W^T [I, H]
     mixing: Tensor  # (W V)^T [H, H]
-    bias: Tensor  # W b [H]
-    conditions: Tensor  # [T, H], what each step adds to the first layer
-    of_row: list[float]  # [T], a_t of `GaussianDiffusion.reverse_shares`
-    of_output: list[float]  # [T], c_t
+    steps: list[ChainStep]  # in the order in which they are taken
+    kept: float  # x_T's share of the end
+    bias: Tensor  # b's part of the end [I]
 
 
 def _gather(queries: Queries, table: Tensor) -> Tensor:
