@@ -2,8 +2,11 @@
 
 import multiprocessing
 import multiprocessing.context
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -89,11 +92,43 @@ def elsewhere(work: Callable[[Path], Result], root: Path) -> Result:
         return pool.submit(work, root).result()
 
 
+class Done(NamedTuple):
+    """What a command has said, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(root: Path, *arguments: str, **environment: str) -> Done:
+    """`noise2next ARGUMENTS` in the folder `root`, in a process that has all imports from the start."""
+    whole = {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", **environment}
+    with tempfile.TemporaryDirectory() as scratch:
+        process = server().Process(target=_command, args=(root, arguments, whole, Path(scratch)))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return Done(process.exitcode, *(Path(scratch, name).read_text() for name in ("stdout", "stderr")))
+
+
+def _command(root: Path, arguments: tuple[str, ...], environment: dict[str, str], scratch: Path) -> None:
+    from noise2next import cli
+
+    os.chdir(root)
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        os.dup2(os.open(scratch / name, os.O_CREAT | os.O_WRONLY), stream.fileno())
+    sys.argv = ["noise2next", *arguments]
+    cli.main()
+
+
 @cache
 def server() -> multiprocessing.context.ForkServerContext:
     """The one that runs are forked from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.shop", "noise2next.data.validation", "ibis", "duckdb"])
+    heavy = ["noise2next.data.validation", "noise2next.stages.drift", "ibis", "duckdb"]
+    context.set_forkserver_preload(["tests.shop", *heavy])
     return context
 
 

@@ -1,9 +1,5 @@
 """A bad month of data: the champion goes on serving, and every door says so."""
 
-import os
-import subprocess
-import sys
-
 import dagster as dg
 import numpy as np
 import pytest
@@ -59,14 +55,7 @@ def test_a_bad_month_leaves_the_champion_serving_and_says_so(first_month, spoil,
     assert sentence in said
     assert "Traceback" not in said
 
-    done = subprocess.run(
-        [sys.executable, "-m", "noise2next.cli", "run", "--dataset", "shop"],
-        cwd=first_month,
-        env={**os.environ, "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = shop.command(first_month, "run", "--dataset", "shop")
     assert done.returncode == 2
     [line] = [one for one in done.stderr.splitlines() if one.startswith("error: ")]
     assert sentence in line

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from tests.shop import command as noise2next
 
 from noise2next.data import sample
 
@@ -28,17 +29,6 @@ variants:
   recent_pop: {model: noise2next.models.popularity.MostPop, weighting: {kind: exponential, half_life_days: 30}}
   ease: {model: noise2next.models.ease.EASE, options: {l2: 100}}
 """
-
-
-def noise2next(root, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "noise2next.cli", *arguments],
-        cwd=root,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "160", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
 """What is told of a retraining: how far it came, what the gate said, and nothing of an earlier log."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
+from tests.shop import command
 
 from noise2next.config import Settings, load_params
 from noise2next.data import sample
@@ -119,13 +118,7 @@ def test_a_broken_contract_is_told_with_the_champion_that_stays_and_exit_code_2(
     ingest.run(params, space)
     with pytest.raises(UserError, match="are unreadable"):
         validate.run(params, space)
-    done = subprocess.run(
-        [sys.executable, "-m", "noise2next.cli", "summary", "--dataset", "shop", "--out", str(tmp_path / "told.md")],
-        cwd=space.root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command(space.root, "summary", "--dataset", "shop", "--out", str(tmp_path / "told.md"))
     assert done.returncode == 2, done.stderr
     assert "the contract is broken: shop: 33.3 %" in done.stderr
     text = (tmp_path / "told.md").read_text()
