@@ -72,14 +72,22 @@ def space(tmp_path):
 
 def _entries():
     """Every (where, variant) of params.yaml and of the tables that says what to search."""
-    found = [("params.yaml", one) for one in load_params(ROOT / "params.yaml").variants.values()]
-    found += [(name, one) for name in table_names() for one in load_table(name).entries.values()]
-    return [pytest.param(one, id=f"{where}:{one.name}") for where, one in found if one.search]
+    files = {
+        "params.yaml": load_params(ROOT / "params.yaml"),
+        **{name: load_table(name).params(1) for name in table_names()},
+    }
+    return [
+        pytest.param(one, params.trainer_for(one), id=f"{where}:{one.name}")
+        for where, params in files.items()
+        for one in params.variants.values()
+        if one.search
+    ]
 
 
-@pytest.mark.parametrize("variant", _entries())
-def test_what_we_say_to_search_is_there_to_be_searched(variant):
+@pytest.mark.parametrize(("variant", "trainer"), _entries())
+def test_what_we_say_to_search_is_there_to_be_searched_and_holds_what_it_begins_with(variant, trainer):
     tune._check(variant, variant.search)
+    assert tune._own(variant, trainer, variant.search) is not None
     for key, values in variant.search.items():
         fitting = [tune._candidate(variant, {key: value}) is not None for value in values]
         assert sum(fitting) > 1 or len(values) == 1, key
