@@ -32,7 +32,7 @@ run: $(VENV)/.run  ## set up, then take the sample log to a champion in the regi
 	@$(BIN)/noise2next run --dataset sample
 
 test: $(VENV)/.dev  ## set up, then run the whole test suite
-	@$(BIN)/pytest -q --numprocesses auto --maxprocesses 4 --dist loadscope
+	@$(BIN)/pytest -q --numprocesses logical --maxprocesses 4 --dist loadscope
 
 ui: $(VENV)/.run  ## Dagster on localhost:3000 and MLflow on localhost:5000 over the same state; one Ctrl-C ends both
 	@echo "Dagster: http://localhost:3000   MLflow: http://localhost:5000   Ctrl-C ends both"
@@ -65,7 +65,7 @@ lint: $(VENV)/.dev  ## style, import arrows, workflows
 types: $(VENV)/.dev  ## mypy, strict
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## measure latency, scale, drift and speed again, write benchmarks/*.md and the README's figures
+bench: $(VENV)/.dev  ## measure latency, scale, drift, speed, gate and serving again, write benchmarks/*.md and the README's figures
 	@$(BIN)/python benchmarks/latency.py
 	@$(BIN)/python benchmarks/scale.py
 	@$(BIN)/python benchmarks/drift.py

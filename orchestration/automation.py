@@ -27,7 +27,6 @@ from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, Workspace, read_json
 from orchestration import versions
 from orchestration.assets import SECOND_TRY
-from orchestration.checks import YARDSTICK
 from orchestration.metadata import described
 from orchestration.project import Project, plain_failures
 from orchestration.steps import Step
@@ -105,20 +104,24 @@ def jobs(datasets: dg.PartitionsDefinition[str]) -> Jobs:
     return Jobs(retraining, landing, pulling)
 
 
-def wanted(params: Params, steps: Sequence[Step]) -> Wanted:
-    """What is to be made for each dataset that trains itself."""
-    return {name: _needed(steps, one) for name, one in params.automation.retrain.items()}
+def wanted(params: Params, space: Workspace, steps: Sequence[Step]) -> Wanted:
+    """What is to be made for each dataset that trains itself. Raises UserError where the policy cannot be read."""
+    from noise2next.registry.promotion import Policy
+
+    retrain = params.automation.retrain
+    baseline = Policy.load(space.promotion_policy).baseline if retrain else None
+    return {name: _needed(steps, one, baseline.variant if baseline else None) for name, one in retrain.items()}
 
 
-def _needed(steps: Sequence[Step], retraining: Retraining) -> list[str]:
+def _needed(steps: Sequence[Step], retraining: Retraining, baseline: str | None) -> list[str]:
     """All assets; or those of the chosen variants, what they stand on, and the table and what follows it.
 
-    Popularity is made with them: the gate asks every champion to beat it, and could not ask on data that it never saw.
+    The baseline is made with them: the gate asks every champion to beat it, and could not on data that it never saw.
     """
     upstream = {step.name: set(step.upstream) for step in steps}
     if retraining.variants is None:
         return list(upstream)
-    made = {f"evaluation_{name}" for name in (*retraining.variants, YARDSTICK)}
+    made = {f"evaluation_{name}" for name in (*retraining.variants, baseline)}
     for name in reversed(upstream):  # a step stands behind all that it needs
         if name in made:
             made |= upstream[name]

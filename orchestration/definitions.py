@@ -23,12 +23,13 @@ def noise2next() -> dg.Definitions:
 def definitions(root: Path) -> dg.Definitions:
     """Assets, checks, jobs and automation over the project in `root`.
 
-    Raises UserError where params.yaml is not in order.
+    Raises UserError where params.yaml is not in order, or the gate's policy where a dataset trains itself.
     """
-    params = load_params(Workspace(root, "").params)
+    space = Workspace(root, "")
+    params = load_params(space.params)
     datasets = dg.StaticPartitionsDefinition(list(params.datasets))
     graph = steps(params)
-    wanted, asked = automation.wanted(params, graph), automation.jobs(datasets)
+    wanted, asked = automation.wanted(params, space, graph), automation.jobs(datasets)
     with warnings.catch_warnings():
         # Dagster calls checks over partitions and conditions of one's own unfinished; the version is pinned, and tests
         # materialise the one and evaluate the other.

@@ -69,7 +69,7 @@ def interactions(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
 
 def validation(project: Project, dataset: str) -> dg.MaterializeResult[Any]:
     """A breach is shown as a failed blocking check, with the report that names it; nothing downstream runs."""
-    from noise2next.data.contract import ValidationReport
+    from noise2next.data.validation_report import ValidationReport
     from noise2next.stages import validate
 
     space = project.space(dataset)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name, value in {
     "DAGSTER_DISABLE_TELEMETRY": "yes",
     "MLFLOW_DISABLE_TELEMETRY": "true",

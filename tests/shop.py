@@ -106,6 +106,8 @@ def command(root: Path, *arguments: str, **environment: str) -> Done:
     with tempfile.TemporaryDirectory() as scratch:
         process = server().Process(target=_command, args=(root, arguments, whole, Path(scratch)))
         process.start()
+        process.join(600)
+        process.kill()  # one that hangs
         process.join()
         assert process.exitcode is not None
         return Done(process.exitcode, *(Path(scratch, name).read_text() for name in ("stdout", "stderr")))

@@ -276,6 +276,18 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path):
     assert loaded.stdout.strip() == "[]"
 
 
+def test_a_misspelt_dataset_is_told_before_anything_heavy_is_loaded(shop):
+    program = (
+        "import sys, noise2next.cli\n"
+        "sys.argv = ['noise2next', 'run', '--dataset', 'nowhere']\n"
+        "try:\n    noise2next.cli.main()\n"
+        "finally:\n    print([m for m in ('torch', 'mlflow', 'great_expectations') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=shop[0], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "[]")
+    assert "there is no dataset 'nowhere'" in done.stderr
+
+
 def test_a_wrong_table_and_missing_official_files_are_one_sentence(tmp_path):
     done = noise2next(tmp_path, "reproduce", "ml-1m")
     assert done.returncode == 2

@@ -123,7 +123,8 @@ def _refuse(sentence: str) -> NoReturn:
 def run(
     dataset: DatasetName = "sample",
     variants: Annotated[
-        str | None, typer.Option(help="Names with commas between; all that the dataset allows when left out.")
+        str | None,
+        typer.Option(help="Names with commas between; the gate's baseline is added. When left out: all."),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
@@ -473,11 +474,11 @@ def serve(
     ] = 10.0,
 ) -> None:
     """Serve the champion over HTTP, and the next one from when it is promoted; /docs says what can be asked."""
-    _, space, settings = _open(dataset, [])
+    params, space, settings = _open(dataset, [])
 
     from noise2next.serving import server
 
-    server.run(space, settings, host, port, poll)
+    server.run(space, settings, params.dataset(dataset), host, port, poll)
 
 
 # --- what papers say --------------------------------------------------------------------------------------------------

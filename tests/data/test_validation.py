@@ -9,8 +9,8 @@ import pytest
 
 from noise2next.config import Columns, Dataset, LeaveOneOut, OfficialSplit, RandomRatio
 from noise2next.data import validation
-from noise2next.data.contract import percent
 from noise2next.data.validation import validate
+from noise2next.data.validation_report import percent
 
 DAY = 86_400_000_000
 CLOCK = Dataset(path="log.csv", format="delimited", columns=Columns(time="t", rating="r"), time_unit="s", k_core=2)

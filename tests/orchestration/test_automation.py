@@ -96,6 +96,12 @@ class Looker:
         return found.skip_message
 
 
+def wanted(root):
+    """What is made for `shop`."""
+    params = load_params(root / "params.yaml")
+    return automation.wanted(params, Workspace(root, ""), steps(params))["shop"]
+
+
 def going(instance, dataset, status=dg.DagsterRunStatus.STARTED, job="pipeline", **tags):
     @dg.job(name=job)
     def nothing():
@@ -170,7 +176,7 @@ def test_the_retraining_goes_from_the_log_to_the_champion_behind_a_persons_own_r
 
 def test_chosen_variants_bring_what_they_stand_on_and_what_the_gate_asks_them_to_beat(repository):
     params = load_params(repository / "params.yaml", ["automation.retrain={sample: {variants: [ease, l_diffrec]}}"])
-    made = automation.wanted(params, steps(params))["sample"]
+    made = automation.wanted(params, Workspace(repository, ""), steps(params))["sample"]
     assert {name for name in made if name.startswith("model_")} == {
         "model_most_pop",
         "model_ease",
@@ -211,9 +217,7 @@ def test_a_dataset_with_new_files_is_asked_for_once_with_the_reason_and_no_other
     [asked] = looker.asks()
     assert (asked.job_name, asked.partition_key) == ("retraining", "shop")
     assert asked.tags[REASON] == "data.dvc: 1 file added, 1 file changed"
-    assert {key.to_user_string() for key in asked.asset_selection} == set(
-        automation.wanted(load_params(root / "params.yaml"), steps(load_params(root / "params.yaml")))["shop"]
-    )
+    assert {key.to_user_string() for key in asked.asset_selection} == set(wanted(root))
     files = versions.raw_files(load_params(root / "params.yaml"), Workspace(root, "shop"))
     assert versions.of_files(files) in asked.run_key
     assert looker.says() == "nothing new"
@@ -489,7 +493,7 @@ def test_what_stands_on_a_changed_asset_is_made_again_for_the_chosen_dataset_alo
 def test_the_table_does_not_wait_for_variants_that_the_dataset_does_not_train(root, instance):
     change(root, "retrain: {shop: {}}", "retrain: {shop: {fresh: true, variants: [ease]}}")
     graph = definitions(root)
-    made = automation.wanted(load_params(root / "params.yaml"), steps(load_params(root / "params.yaml")))["shop"]
+    made = wanted(root)
     for name in made:
         instance.report_runless_asset_event(dg.AssetMaterialization(name, partition="shop"))
     first = dg.evaluate_automation_conditions(graph, instance)

@@ -99,9 +99,9 @@ class Shelf:
 class Service:
     """The app over a shelf, as the server puts it together, with its champion loaded."""
 
-    def __init__(self, shelf: Shelf, threads: int = 2, seconds: float = 0.02) -> None:
+    def __init__(self, shelf: Shelf, threads: int = 2, seconds: float = 0.02, exclude_seen: bool = True) -> None:
         self.metrics = Metrics()
-        self.follower = Follower(lambda: shelf, seconds, self.metrics)
+        self.follower = Follower(lambda: shelf, seconds, self.metrics, exclude_seen)
         self.batcher = Batcher(threads, self.metrics.together.observe)
         self.follower.look()
         self.app: FastAPI = create_app(self.follower, self.batcher, self.metrics)

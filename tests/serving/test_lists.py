@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.serving.shop import ITEMS, USERS, Service
+from tests.serving.shop import ITEMS, USERS, Service, Shelf
 
 from noise2next.registry.packaging import Asked, Package
 from noise2next.serving import lists
@@ -18,7 +17,7 @@ EVERYONE = [Asked(user=f"u{user}") for user in range(USERS)]
 
 @pytest.fixture
 def filled(service: Service) -> KnownLists:
-    made = KnownLists(service.package)
+    made = KnownLists(service.package, True)
     made.fill(lambda: True)
     return made
 
@@ -39,15 +38,13 @@ def test_what_is_looked_up_is_what_would_be_scored(service: Service, filled: Kno
     assert min(len(one.items) for one in found[:39]) < ITEMS  # what was seen is not in it
 
 
-def test_where_the_dataset_lets_seen_items_stay_in_so_do_the_lists(service: Service):
-    about = service.package.about.model_copy(update={"mask_seen": False})
-    package = replace(service.package, about=about)
-    made = KnownLists(package)
+def test_where_the_dataset_lets_seen_items_stay_in_so_do_the_lists(shelf: Shelf):
+    service = Service(shelf, exclude_seen=False)
+    made = service.follower.champion.lists
     made.fill(lambda: True)
     assert made.find(EVERYONE, 3, True) == [None] * USERS
-    looked_up = made.find(EVERYONE[:39], ITEMS, False)
-    assert [one.items for one in looked_up] == [one.items for one in package.reply(EVERYONE[:39], ITEMS, False)]
-    service.follower.champion = replace(service.follower.champion, package=package, lists=made)
+    looked_up, scored = made.find(EVERYONE[:39], ITEMS, False), service.package.reply(EVERYONE[:39], ITEMS, False)
+    assert [one.items for one in looked_up] == [one.items for one in scored]
     client = TestClient(service.app)
 
     def listed(**said) -> list[list[str]]:
@@ -59,6 +56,8 @@ def test_where_the_dataset_lets_seen_items_stay_in_so_do_the_lists(service: Serv
     assert {"i2", "i3"} <= set(listed()[1])
     assert not {"i2", "i3"} & set(listed(exclude_seen=True)[1])
     assert len(listed(exclude_seen=True)[0]) < len(listed()[0]) == ITEMS
+    service.follower.stop()
+    service.batcher.close()
 
 
 def test_who_is_not_there_is_left_to_be_scored(filled: KnownLists):
@@ -70,7 +69,7 @@ def test_who_is_not_there_is_left_to_be_scored(filled: KnownLists):
 
 def test_lists_count_from_the_moment_that_they_are_done_and_end_when_nobody_wants_them(service, monkeypatch):
     monkeypatch.setattr(lists, "TOGETHER", 7)
-    made = KnownLists(service.package)
+    made = KnownLists(service.package, True)
     assert made.find(EVERYONE, 3, True) == [None] * USERS
     wanted = iter([True, False])
     made.fill(lambda: next(wanted))
@@ -80,9 +79,9 @@ def test_lists_count_from_the_moment_that_they_are_done_and_end_when_nobody_want
 
 def test_more_users_than_memory_is_meant_for_get_shorter_lists_and_then_none(service, monkeypatch):
     monkeypatch.setattr(lists, "MOST_BYTES", 8 * USERS * 12)
-    assert KnownLists(service.package).depth == 12
+    assert KnownLists(service.package, True).depth == 12
     monkeypatch.setattr(lists, "MOST_BYTES", 8 * USERS * 9)
-    none = KnownLists(service.package)
+    none = KnownLists(service.package, True)
     none.fill(lambda: True)
     assert (none.depth, none.done) == (0, 0)
     assert none.find(EVERYONE, 3, True) == [None] * USERS

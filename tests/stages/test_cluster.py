@@ -309,6 +309,22 @@ def test_a_latent_variant_alone_has_its_source_trained_and_says_so(params, space
     assert "lightgcn is trained too" in caplog.text
 
 
+@pytest.mark.parametrize("variants", [None, ["lightgcn"]])
+def test_a_baseline_that_the_dataset_cannot_have_is_left_out(space, steps, variants):
+    params = params_of(
+        variants={"recent": {"model": POPULAR, "weighting": {"kind": "exponential"}}, "lightgcn": {"model": LIGHTGCN}},
+        latent_variants={},
+    )
+    space.promotion_policy.write_text("metric: recall@5\nbaseline: {variant: recent}\n")
+    assert go(params, space, variants).trained == ["lightgcn"]
+
+
+def test_a_baseline_that_needs_the_clusters_is_trained_after_them(params, space, steps):
+    space.promotion_policy.write_text("metric: recall@5\nbaseline: {variant: l_stub}\n")
+    assert set(go(params, space, ["most_pop"]).required) == {"lightgcn", "l_stub"}
+    assert steps == [*CHAIN, "lightgcn", "most_pop", "embed", "cluster", "l_stub"]
+
+
 def test_what_the_gate_asks_every_champion_to_beat_is_trained_too(params, space, steps):
     report = go(params, space, ["lightgcn"])
     assert report.trained == ["most_pop", "lightgcn"]

@@ -24,17 +24,31 @@ PARAMS = Params.model_validate(
 )
 
 
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    made = Workspace(tmp_path, "shop")
+    made.promotion_policy.parent.mkdir()
+    made.promotion_policy.write_text("metric: recall@20\n")
+    return made
+
+
 def test_a_second_run_of_a_dataset_is_refused_with_the_number_of_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    space = Workspace(tmp_path, "shop")
     with (
         alone(space.run_lock, "run of shop"),
         pytest.raises(UserError, match=rf"another run of shop is going on \(process {os.getpid()}\)"),
     ):
-        pipeline.run(PARAMS, space, Settings(root=tmp_path), None)
+        pipeline.run(PARAMS, space, Settings(root=space.root), None)
     assert not space.ingested.exists()
+
+
+def test_a_policy_that_cannot_be_read_stops_the_run_before_the_data(space: Workspace) -> None:
+    space.promotion_policy.write_text("metrics: recall@20\n")
+    with pytest.raises(UserError, match=r"promotion\.yaml: .*metrics: unknown key"):
+        pipeline.run(PARAMS, space, Settings(root=space.root), None)
+    assert not space.artifacts.exists()
 
 
 def test_a_run_that_was_killed_bars_no_later_one(tmp_path: Path) -> None:
@@ -51,15 +65,14 @@ def test_a_run_that_was_killed_bars_no_later_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("silent", [False, True], ids=["nobody listens", "it accepts and says nothing"])
 def test_a_tracking_server_that_does_not_answer_stops_the_run_before_the_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+    space: Workspace, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
     monkeypatch.setattr("noise2next.registry.tracking.PROBE_SECONDS", 0.2)
-    space = Workspace(tmp_path, "shop")
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1] if silent else 9}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         start = time.monotonic()
         with pytest.raises(UserError, match=rf"{uri}.*does not answer.*unset"):
-            pipeline.run(PARAMS, space, Settings(root=tmp_path), None)
+            pipeline.run(PARAMS, space, Settings(root=space.root), None)
         assert time.monotonic() - start < 5
     assert not space.artifacts.exists()

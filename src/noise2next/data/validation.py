@@ -20,8 +20,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from noise2next.config import Dataset
-from noise2next.data.contract import Finding, ValidationReport, figure, percent
 from noise2next.data.profile import PARTS, Profile, measure, wrong_columns
+from noise2next.data.validation_report import Finding, ValidationReport, figure, percent
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read while it is imported
 import great_expectations as gx

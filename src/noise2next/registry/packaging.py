@@ -73,7 +73,6 @@ class About(Frozen):
     history: str
     trained_until: int | None  # microseconds since 1970 of the newest training interaction; None without a clock
     known_until: int | None = None  # of the newest interaction of all, validation and test included; likewise
-    mask_seen: bool = True  # whether its lists leave out what somebody has already, unless they are asked otherwise
 
 
 class Golden(Frozen):
@@ -166,7 +165,6 @@ class Package:
             history=split.config.history,
             trained_until=int(split.train.times.max()) if clocked and split.train.times is not None else None,
             known_until=max(int(times.max()) for times in parts) if clocked else None,
-            mask_seen=split.config.mask_seen,
         )
         package = cls(artifact, split.users, weighted, about)
         package._begin()
@@ -360,7 +358,7 @@ def build(model: Path, split: Split, dataset: Dataset, place: Path, described: M
         _write_histories(package.histories, content / "histories.parquet")
         write_json(content / "golden.json", package.golden().model_dump(mode="json"))
         write_json(content / "about.json", package.about.model_dump(mode="json"))
-        _save_pyfunc(folder, content, package, described or Model())
+        _save_pyfunc(folder, content, package, split.config.mask_seen, described or Model())
     return package
 
 
@@ -471,14 +469,14 @@ def signature(mask_seen: bool) -> ModelSignature:
     )
 
 
-def _save_pyfunc(folder: Path, content: Path, package: Package, described: Model) -> None:
+def _save_pyfunc(folder: Path, content: Path, package: Package, mask_seen: bool, described: Model) -> None:
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=str(Path(__file__).with_name("served.py")),
         artifacts={CONTENT.name: str(content)},
-        signature=signature(package.about.mask_seen),
-        input_example=(_example(package), {"k": 10, "exclude_seen": package.about.mask_seen}),
+        signature=signature(mask_seen),
+        input_example=(_example(package), {"k": 10, "exclude_seen": mask_seen}),
         pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
         mlflow_model=described,
     )

@@ -28,8 +28,9 @@ class Served(PythonModel):  # type: ignore[misc]
     ) -> pd.DataFrame:
         chosen = params or {}
         try:
-            exclude_seen = bool(chosen.get("exclude_seen", self.package.about.mask_seen))
-            return answer_frame(self.package, model_input, int(chosen.get("k", 10)), exclude_seen)
+            return answer_frame(
+                self.package, model_input, int(chosen.get("k", 10)), bool(chosen.get("exclude_seen", True))
+            )
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 

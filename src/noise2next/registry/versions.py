@@ -273,7 +273,9 @@ class ModelRegistry:
             place = self._space.package(str(version.version))
             if not (place / MANIFEST).is_file() or digest(place) != version.tags["digest"]:
                 self._download(uri, place)
-            os.utime(place)
+                self._prune()
+            with contextlib.suppress(OSError):  # a folder that may only be read, or that another process took away
+                os.utime(place)
         if not (place / MANIFEST).is_file():
             raise UserError(f"{place}: the package of {self.name} version {version.version} is gone; register again")
         if digest(place) != version.tags["digest"]:
@@ -359,6 +361,16 @@ class ModelRegistry:
         own = store.joinpath(*recorded.parts[last:])
         return own if (own / MANIFEST).is_file() else recorded
 
+    def _prune(self) -> None:
+        """Take away the fetched packages that were asked for longest ago; several processes may."""
+        asked: dict[Path, float] = {}
+        for place in self._space.packages():
+            with contextlib.suppress(FileNotFoundError):
+                asked[place] = place.stat().st_mtime
+        for old in sorted(asked, key=asked.__getitem__)[:-KEPT_PACKAGES]:
+            with contextlib.suppress(FileNotFoundError):
+                remove(old)
+
     def _download(self, uri: str, place: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="noise2next-") as scratch:
             mlflow.artifacts.download_artifacts(
@@ -370,8 +382,6 @@ class ModelRegistry:
                 for name in listed:  # and nothing that MLflow laid beside them
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(found.parent / name, folder / name)
-        for old in sorted(self._space.packages(), key=lambda one: one.stat().st_mtime)[:-KEPT_PACKAGES]:
-            remove(old)  # the one that was asked for longest ago
 
 
 def now() -> str:

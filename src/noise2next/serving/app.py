@@ -90,7 +90,7 @@ def create_app(follower: Follower, batcher: Batcher, metrics: Metrics) -> FastAP
 
     async def replies(champion: Champion, asked: list[Asked], k: int, exclude_seen: bool | None) -> list[Reply]:
         if exclude_seen is None:
-            exclude_seen = champion.package.about.mask_seen
+            exclude_seen = follower.exclude_seen
         found = champion.lists.find(asked, k, exclude_seen)
         missing = [query for query, reply in zip(asked, found, strict=True) if reply is None]
         if not missing:

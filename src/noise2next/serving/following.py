@@ -64,9 +64,13 @@ class KeptOut:
 
 
 class Follower:
-    """Keeps `champion` what the alias points to. `connect` gives the registry anew for each look."""
+    """Keeps `champion` what the alias points to. `connect` gives the registry anew for each look.
 
-    def __init__(self, connect: Callable[[], Registry], seconds: float, metrics: Metrics) -> None:
+    `exclude_seen`: whether lists leave out what somebody has already where a request does not say.
+    """
+
+    def __init__(self, connect: Callable[[], Registry], seconds: float, metrics: Metrics, exclude_seen: bool) -> None:
+        self.exclude_seen = exclude_seen
         self.champion: Champion | None = None
         self.kept_out: KeptOut | None = None
         self.looked: datetime | None = None  # when the registry last answered
@@ -118,7 +122,7 @@ class Follower:
         """Serve `version`, or keep it out and say why."""
         number = str(version.version)
         try:
-            champion = _load(registry, version)
+            champion = _load(registry, version, self.exclude_seen)
         except Exception as error:
             before = self.kept_out.failures if self.kept_out and self.kept_out.version == number else 0
             doubled = timedelta(seconds=self._seconds) * 2 ** min(before, MOST_DOUBLINGS)
@@ -154,14 +158,14 @@ class Follower:
             self._ended.wait(self._seconds)
 
 
-def _load(registry: Registry, version: Any) -> Champion:
+def _load(registry: Registry, version: Any, exclude_seen: bool) -> Champion:
     """Hash, load and ask the golden questions. Raises where any of it fails."""
     package = check_golden(registry.fetch(version))
     package.reply([Asked()], 1)  # so that nobody waits while recent popularity is counted
     card = package.artifact.card
     return Champion(
         package=package,
-        lists=KnownLists(package),
+        lists=KnownLists(package, exclude_seen),
         name=registry.name,
         version=str(version.version),
         variant=card.variant.name,

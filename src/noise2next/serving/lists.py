@@ -27,11 +27,10 @@ LOWER_PRIORITY = 5  # nice: whoever waits goes first, and yet under full load a 
 class KnownLists:
     """The lists of all users of `package`, in their order, as far as `done` [users]."""
 
-    def __init__(self, package: Package) -> None:
-        self._package = package
+    def __init__(self, package: Package, exclude_seen: bool) -> None:
+        self._package, self._exclude_seen = package, exclude_seen
         users, items = len(package.users), len(package.artifact.items)
         fits = MOST_BYTES // (8 * max(1, users))
-        self._exclude_seen = package.about.mask_seen
         self.depth = 0 if fits < min(LEAST_DEPTH, items) else min(DEPTH, fits, items)
         self.done = 0
         self._items = np.full((users, self.depth), -1, dtype=np.int32)

@@ -54,7 +54,7 @@ class RecommendRequest(Given):
     k: K = 10
     exclude_seen: bool | None = Field(
         None,
-        description="Leave out what the user, or the history, has already; null: as the dataset's `mask_seen` has it.",
+        description="Leave out what the user, or the history, has already; null: as `mask_seen` of the dataset has it.",
     )
 
     @model_validator(mode="after")

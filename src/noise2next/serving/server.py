@@ -11,7 +11,7 @@ import sys
 import torch
 import uvicorn
 
-from noise2next.config import Settings
+from noise2next.config import Dataset, Settings
 from noise2next.errors import UserError
 from noise2next.registry.versions import ModelRegistry
 from noise2next.serving.app import create_app
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 30  # for requests under way when the process is told to end
 
 
-def run(space: Workspace, settings: Settings, host: str, port: int, poll_seconds: float) -> None:
+def run(space: Workspace, settings: Settings, dataset: Dataset, host: str, port: int, poll_seconds: float) -> None:
     """Serve until SIGINT or SIGTERM, then answer what was asked and end. Raises UserError where it cannot listen."""
     with _listening(host, port) as listener:
         torch.set_num_threads(1)  # each call has a thread of ours; threads of torch's would fight over the same cores
         metrics = Metrics()
         app = create_app(
-            Follower(lambda: ModelRegistry(settings, space), poll_seconds, metrics),
+            Follower(lambda: ModelRegistry(settings, space), poll_seconds, metrics, dataset.split.mask_seen),
             Batcher(_cores(), metrics.together.observe),
             metrics,
         )

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from noise2next.config import Dataset, Frozen, Params, load_params
-from noise2next.data.contract import ValidationReport, percent
 from noise2next.data.ingestion import DUPLICATE
 from noise2next.data.pieces import delivered, folder_files
+from noise2next.data.validation_report import ValidationReport, percent
 from noise2next.errors import UserError
 from noise2next.stages import ingest, validate
 from noise2next.stages.datasets import SAMPLE, SCRATCH, one_change, refuse_loss, restored, rewritten, version

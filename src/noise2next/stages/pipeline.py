@@ -37,10 +37,11 @@ def run(
     """Every stage for `space.dataset`; `variants` None means all that the dataset allows.
 
     Raises UserError before anything is done when a variant is unknown, misconfigured, or named against its needs, when
-    the tracking server does not answer, and when another run of the dataset is going on; and before anything is trained
-    when the catalogue is too large for a named one, or the gate's policy cannot be read.
+    the tracking server does not answer, the gate's policy cannot be read, and when another run of the dataset is going
+    on; and before anything is trained when the catalogue is too large for a named one.
     """
     chosen, _ = choose(params, space, variants, prepared=False)
+    required(params, space, chosen, prepared=False)
     tracking.probe(settings, space)
     with alone(space.run_lock, f"run of {space.dataset}"):
         log.info("%s: %s", space.dataset, ", ".join(chosen))
@@ -55,10 +56,10 @@ def _go(
     prepare.run(params, space)
     chosen, skipped = choose(params, space, variants)
     beside = required(params, space, chosen)
-    for name, who in beside.items():
-        log.info("%s: %s is trained too: %s", space.dataset, name, who)
-    latent = [name for name in chosen if name in params.latent_variants]
-    plain = [*beside, *(name for name in chosen if name not in latent)]
+    for name, why in beside.items():
+        log.info("%s: %s is trained too: %s", space.dataset, name, why)
+    latent = [name for name in (*beside, *chosen) if name in params.latent_variants]
+    plain = [name for name in (*beside, *chosen) if name not in latent]
     for name in plain:
         _train(params, space, settings, name, progress)
     if latent:
@@ -85,16 +86,22 @@ def _train(params: Params, space: Workspace, settings: Settings, variant: str, p
     evaluate.run(params, space, settings, variant)
 
 
-def required(params: Params, space: Workspace, chosen: Sequence[str]) -> dict[str, str]:
+def required(params: Params, space: Workspace, chosen: Sequence[str], prepared: bool = True) -> dict[str, str]:
     """What is made beside the chosen variants, and why: the gate's baseline, and the one whose vectors are clustered.
 
-    Raises UserError where the gate's policy cannot be read.
+    A baseline that the dataset cannot have is left out, and the gate's decision says so. Raises UserError where the
+    gate's policy cannot be read.
     """
     found: dict[str, str] = {}
-    baseline = Policy.load(space.promotion_policy).baseline
-    if baseline is not None and baseline.variant in params.variants and baseline.variant not in chosen:
+    baseline, known = Policy.load(space.promotion_policy).baseline, (*params.variants, *params.latent_variants)
+    if (
+        baseline is not None
+        and baseline.variant not in chosen
+        and baseline.variant in known
+        and why_refused(params, space, baseline.variant, prepared) is None
+    ):
         found[baseline.variant] = "the gate asks every champion to beat it"
-    latent = [name for name in chosen if name in params.latent_variants]
+    latent = [name for name in (*found, *chosen) if name in params.latent_variants]
     if latent and params.clustering.embeddings not in chosen:
         found[params.clustering.embeddings] = f"the item clusters of {', '.join(latent)} are made of its item vectors"
     return found

@@ -237,7 +237,7 @@ def _offline(params: Params, space: Workspace, card: ModelCard, k: int) -> Offli
     if (name := f"recall@{k}") not in own.metrics["test"]:
         log.warning(
             "%s: recommendations.k is %d and evaluation.cutoffs is without it, so no test window says what is to come "
-            "of these lists; let one name what the other has",
+            "of these lists; let the one name what the other has before the next champion is evaluated",
             space.dataset,
             k,
         )
@@ -246,7 +246,10 @@ def _offline(params: Params, space: Workspace, card: ModelCard, k: int) -> Offli
         (
             one.metrics["test"][name].mean
             for one in found.values()
-            if one.model == POPULARITY and one.weighting.kind == "uniform" and one.data_version == own.data_version
+            if one.model == POPULARITY
+            and one.weighting.kind == "uniform"
+            and one.data_version == own.data_version
+            and name in one.metrics["test"]
         ),
         None,
     )

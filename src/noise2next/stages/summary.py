@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from noise2next.config import Frozen, Params, Settings
-from noise2next.data.contract import ValidationReport
+from noise2next.data.validation_report import ValidationReport
 from noise2next.errors import UserError
 from noise2next.evaluation.report import LeaderboardReport, LeaderboardRow
 from noise2next.evaluation.significance import Interval

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from noise2next.config import Params
-from noise2next.data.contract import ValidationReport
+from noise2next.data.validation_report import ValidationReport
 from noise2next.errors import UserError
 from noise2next.workspace import Workspace, digest, read_json, require, verify, write_json, writing
 
@@ -21,7 +21,9 @@ def run(params: Params, space: Workspace) -> ValidationReport:
     """
     source = require(space.ingested, "ingest")
     verify(source)
-    from noise2next.data.validation import validate  # its library takes seconds to load; bad logs do not come so far
+    from noise2next.data.validation import (
+        validate,  # its library takes seconds to load, and what cannot be read never comes here
+    )
 
     with (
         writing(space.validation) as folder,
