@@ -163,8 +163,8 @@ def _prediction(
     things whatever the data, so its overlap is told and alarms nobody.
     """
     try:
-        newer = _newer(params, space, settings, registry, champion, package)
-        if newer is None:
+        newer = _newer(params, space, settings, registry, champion)
+        if newer is None or _knows_less(newer, package):
             return unjudged("overlap", "prediction", "there is no newer model than the champion")
         k, config = params.recommendations.k, params.drift
         lists = _both_lists(newer, package, config.most_users, k, params.evaluation.memory_mb, params.seed)
@@ -205,27 +205,22 @@ def _prediction(
 
 
 def _newer(
-    params: Params,
-    space: Workspace,
-    settings: Settings,
-    registry: ModelRegistry,
-    champion: ModelVersion,
-    package: Package,
+    params: Params, space: Workspace, settings: Settings, registry: ModelRegistry, champion: ModelVersion
 ) -> Package | None:
-    """The champion's own variant as it was trained last, if that is another model; else the challenger, if any.
-
-    None where that model knows the log less far than the champion, as after somebody went on to the version before.
-    """
+    """The champion's own variant as it was trained last, if that is another model; else the challenger, if any."""
     place, variant = space.model(champion.tags["variant"]), champion.tags["variant"]
     if (place / MANIFEST).is_file() and read_card(place).fingerprint != champion.tags["fingerprint"]:
-        other = recommend.open_model(params, space, settings, variant).package
-    else:
-        challenger = registry.at("challenger")
-        if challenger is None or challenger.version == champion.version:
-            return None
-        other = Package.load(registry.fetch(challenger) / CONTENT, settings.device)
-    theirs, ours = other.about.known_until, package.about.known_until
-    return None if theirs is not None and ours is not None and theirs < ours else other
+        return recommend.open_model(params, space, settings, variant).package
+    challenger = registry.at("challenger")
+    if challenger is None or challenger.version == champion.version:
+        return None
+    return Package.load(registry.fetch(challenger) / CONTENT, settings.device)
+
+
+def _knows_less(package: Package, champion: Package) -> bool:
+    """Whether it ends before the champion's log does, as a model that somebody has gone on from, or back to."""
+    until, champions = package.about.known_until, champion.about.known_until
+    return until is not None and champions is not None and until < champions
 
 
 def _both_lists(
