@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -207,6 +208,17 @@ def test_the_pyfunc_answers_users_and_histories_in_one_frame(served, package: Pa
     assert answers["items"][0] == package.for_users(["u3"], 2)[0].items
     assert answers["items"][1] == package.for_histories([["i1"]], 2)[0].items
     assert answers["unknown"][1] == ["zz"]
+
+
+def test_the_pyfunc_lets_seen_items_stay_in_where_the_dataset_does_unless_asked(served, tmp_path: Path):
+    split = replace(SPLIT, config=GlobalTime(mask_seen=False))
+    packaging.build(trained(tmp_path / "model", LINEAR, l2=5), split, DATASET, tmp_path / "package")
+    lenient = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    frame, everything = pd.DataFrame({"user_id": ["u3"]}), {"k": ITEMS}
+    assert len(lenient.predict(frame, params=everything)["items"][0]) == ITEMS
+    strict = served.predict(frame, params=everything)["items"][0]
+    assert len(strict) < ITEMS
+    assert lenient.predict(frame, params={**everything, "exclude_seen": True})["items"][0] == strict
 
 
 def test_the_scoring_server_reads_records_that_leave_a_column_out(place: Path):

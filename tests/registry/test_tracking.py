@@ -121,9 +121,9 @@ def test_artifacts_lie_below_the_project_and_a_named_server_is_obeyed(place, tmp
 
 
 def test_a_run_costs_less_than_a_second_once_the_store_stands(place):
-    start = time.process_time()
+    start = time.perf_counter()
     with training_run(*place, CARD, PARAMS) as run:
         for epoch in range(100):
             run.metrics({"loss": 1.0, "recall@20": 0.1}, step=epoch)
-    assert time.process_time() - start < 1.0
+    assert time.perf_counter() - start < 1.0
     assert isinstance(connect(*place), MlflowClient)

@@ -93,11 +93,11 @@ def required(params: Params, space: Workspace, chosen: Sequence[str], prepared: 
     gate's policy cannot be read.
     """
     found: dict[str, str] = {}
-    baseline, known = Policy.load(space.promotion_policy).baseline, (*params.variants, *params.latent_variants)
+    baseline = Policy.load(space.promotion_policy).baseline
     if (
         baseline is not None
         and baseline.variant not in chosen
-        and baseline.variant in known
+        and baseline.variant in params.variants
         and why_refused(params, space, baseline.variant, prepared) is None
     ):
         found[baseline.variant] = "the gate asks every champion to beat it"
