@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,7 @@ from ruamel.yaml.error import YAMLError
 from noise2next.errors import UserError
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Precision = Literal["auto", "float32", "bfloat16"]  # of the matrix products in training
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 METRICS = ("recall", "ndcg", "mrr", "precision", "hit_rate", "map")  # each at every cutoff, as recall@20
 
@@ -251,7 +252,7 @@ class TrainerConfig(Frozen):
     patience: PositiveInt = 20  # epochs without a better validation metric
     metric: str = "recall@20"
     checkpoint_seconds: NonNegativeFloat = 60.0  # at least this long between checkpoints inside training
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
 
 
 class EvaluationConfig(Frozen):
@@ -456,8 +457,15 @@ class Settings(BaseSettings):
 
     root: Path = Path(".")  # the folder that holds params.yaml, data/ and artifacts/
     device: str = "auto"  # auto | cpu | cuda | cuda:1
+    precision: str = "auto"  # what `trainer.precision: auto` means here: auto | float32 | bfloat16
     shared: Path | None = None  # holds data/ with the official files of papers; None: ../shared beside the root
     tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+
+    def trainer(self, asked: TrainerConfig) -> TrainerConfig:
+        """`asked` as this machine reads it: `auto` is what the environment says. Raises UserError for another word."""
+        if self.precision not in get_args(Precision):
+            raise UserError(f"NOISE2NEXT_PRECISION: {self.precision!r} is none; write auto, float32 or bfloat16")
+        return asked.model_copy(update={"precision": self.precision}) if asked.precision == "auto" else asked
 
 
 # --- reading params.yaml ----------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def run(
     """
     dataset = params.dataset(space.dataset)
     chosen = params.variant(variant, space.dataset)
-    trainer = params.trainer_for(chosen)
+    trainer = settings.trainer(params.trainer_for(chosen))
     reason = why_refused(params, space, variant)
     if reason is not None:
         raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")

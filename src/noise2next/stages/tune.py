@@ -136,7 +136,7 @@ def search(params: Params, space: Workspace, settings: Settings, variant: str, t
                 log.warning("%s: %s has no settings left to try after %d trials", space.dataset, variant, count)
                 break
             trial, candidate = drawn
-            _try(study, trial, params, space, candidate, split, device)
+            _try(study, trial, params, settings, space, candidate, split, device)
             last = _finished(study)[-1]
             stored.add_trial(last)
             log.info("%s: trial %d of %d, %s", variant, count + 1, trials, _told(_tried(last), trainer.metric))
@@ -268,13 +268,14 @@ def _try(
     study: optuna.Study,
     trial: Trial,
     params: Params,
+    settings: Settings,
     space: Workspace,
     candidate: Variant,
     split: Split,
     device: torch.device,
 ) -> None:
     """Train and judge one candidate; a trial behind the median of the earlier ones is broken off."""
-    trainer = params.trainer_for(candidate)
+    trainer = settings.trainer(params.trainer_for(candidate))
     patience = min(trainer.patience, PATIENCE * trainer.evaluate_every)
     trainer = trainer.model_copy(update={"patience": patience})
     heard = f"valid_{trainer.metric}"

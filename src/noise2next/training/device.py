@@ -7,15 +7,13 @@ import functools
 import logging
 import resource
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from noise2next.config import Precision
 from noise2next.errors import UserError
 
 log = logging.getLogger(__name__)
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 _LARGEST_ERROR = 1e-5  # of a float32 product against float64, relative to the largest entry; bfloat16 gives about 1e-3
 
