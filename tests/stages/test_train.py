@@ -180,6 +180,21 @@ def test_a_damaged_artifact_is_told_and_trained_again_to_the_same_weights(params
     assert all(torch.equal(value, before[name]) for name, value in weights(space).items())
 
 
+def test_the_machine_says_what_auto_precision_means_and_who_names_one_keeps_it(params, space, runs, monkeypatch):
+    def precision(**trainer):
+        chosen = Params.model_validate({**params.model_dump(), "trainer": {**params.trainer.model_dump(), **trainer}})
+        return train.run(chosen, space, Settings(device="cpu"), "diffrec").precision
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert precision() == "float32"
+    monkeypatch.setenv("NOISE2NEXT_PRECISION", "bfloat16")
+    assert precision() == "bfloat16"
+    assert precision(precision="float32") == "float32"
+    monkeypatch.setenv("NOISE2NEXT_PRECISION", "half")
+    with pytest.raises(UserError, match="NOISE2NEXT_PRECISION: 'half' is none; write auto, float32 or bfloat16"):
+        precision()
+
+
 def test_time_weights_reach_the_model(params, space, runs):
     run(params, space)
     run(params, space, "t_diffrec")

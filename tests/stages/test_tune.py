@@ -182,16 +182,17 @@ def test_another_seed_or_other_data_is_another_search(space, begun):
     assert len(begun) == 4
 
 
-def test_each_trial_is_trained_under_the_one_seed_with_short_patience(space, monkeypatch):
+def test_each_trial_is_trained_under_the_one_seed_with_short_patience_and_this_machines_precision(space, monkeypatch):
     asked, fit = [], tune.fit
 
     def noted(model, train, config, validate, checkpoint, seed, *rest, **named):
-        asked.append((seed, config.patience))
+        asked.append((seed, config.patience, config.precision))
         return fit(model, train, config, validate, checkpoint, seed, *rest, **named)
 
     monkeypatch.setattr(tune, "fit", noted)
-    search(space, trials=3, seed=7)
-    assert asked == [(7, 10)] * 3
+    settings = Settings(device="cpu", precision="float32")
+    tune.search(load_params(space.params, ["seed=7"]), space, settings, "diffrec", trials=3)
+    assert asked == [(7, 10, "float32")] * 3
 
 
 def test_a_trial_behind_the_median_is_broken_off_and_recorded(space, monkeypatch):
