@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from noise2next.data.queries import Prefixes, Queries
@@ -36,6 +36,7 @@ class DiffuRec(Trainable):
         heads: PositiveInt = 4
         steps: Annotated[int, Field(ge=2)] = 32  # T
         schedule: EmbeddingSchedule = "truncated-linear"
+        embedding_deviation: PositiveFloat = 1.0  # of the items' first vectors, N(0, s^2); the authors leave torch's 1
         uncertainty: NonNegativeFloat = 0.001  # delta: mean and deviation of lambda, the noised target's share
         max_length: PositiveInt = 50  # of a history
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -59,8 +60,9 @@ class DiffuRec(Trainable):
         self.n_items = n_items
         self.process = GaussianDiffusion(embedding_betas(config.schedule, config.steps))
         self.step_sampler = StepSampler(config.steps) if config.importance_sampling else None
-        # N(0, 1); the last row is the padding, learned as any other
-        self.items = nn.Embedding(n_items + 1, config.embedding_size)
+        self.items = nn.Embedding(n_items + 1, config.embedding_size)  # the last is the padding, learned as any other
+        with torch.no_grad():
+            self.items.weight.mul_(config.embedding_deviation)
         self.normalise = nn.LayerNorm(config.embedding_size, eps=1e-12)
         self.tell_step = nn.Sequential(
             nn.Linear(config.embedding_size, 4 * config.embedding_size),
