@@ -15,7 +15,7 @@ from noise2next.diffusion.step_sampler import StepSampler
 from noise2next.models.diffurec import DiffuRec
 
 ITEMS = 30
-SMALL = {"embedding_size": 8, "blocks": 2, "heads": 2, "steps": 4, "max_length": 6}
+SMALL: dict[str, int] = {"embedding_size": 8, "blocks": 2, "heads": 2, "steps": 4, "max_length": 6}
 
 
 def histories(*lengths: int, seed: int = 0) -> Queries:
@@ -145,6 +145,15 @@ def test_padding_is_a_class_of_the_loss_but_no_item_of_the_scores() -> None:
     net.loss(histories(3, 4), "train", None)["cross_entropy"].backward()
     assert net.items.weight.grad is not None
     assert net.items.weight.grad[-1].abs().sum() > 0
+
+
+def test_item_vectors_begin_as_torch_has_them_or_as_much_smaller_as_asked_and_all_else_as_it_was() -> None:
+    torch.manual_seed(1)
+    drawn = nn.Embedding(ITEMS + 1, SMALL["embedding_size"]).weight
+    usual, small = model().state_dict(), model(embedding_deviation=0.25).state_dict()
+    assert torch.equal(usual.pop("items.weight"), drawn)
+    assert torch.equal(small.pop("items.weight"), drawn * 0.25)
+    assert all(torch.equal(value, small[name]) for name, value in usual.items())
 
 
 def test_every_prefix_is_a_sample() -> None:
