@@ -34,6 +34,11 @@ class DNR(Trainable):
 
     An item v becomes h^0 ~ N(E v, s^2), h^0 becomes h^n by n = 1..M steps of noise, and a Transformer reads h^0 from
     [history, h^n]. Steps are t = n - 1 in the code.
+
+    Noise of variance 1 is as long as sqrt(D), and so are the vectors of the steps. Item vectors begin at length 1, to
+    drown early, so that most steps have to be learned from the history; there they count sqrt(D)-fold (Vaswani et al.,
+    2017, section 3.4). The estimate is what the blocks add in the target's place, without the noised vector they add it
+    to: `slot_residual` keeps that in, and much of an estimate is then noise which the blocks must learn to take off.
     """
 
     reads_order = True
@@ -45,14 +50,13 @@ class DNR(Trainable):
         heads: PositiveInt = 2
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the tokens, and inside each block
         steps: Annotated[int, Field(ge=2)] = 200  # M
-        schedule: EmbeddingSchedule = "truncated-linear"
+        schedule: EmbeddingSchedule = "truncated-linear"  # is to end in noise: of 20 steps of this one, half is item
         added_variance: NonNegativeFloat | None = None  # s^2, of the step from an item to h^0; None: the first beta
-        mse_weight: NonNegativeFloat = (
-            1.0  # of the squared error, summed over D; with `pred` 1 draws all items together
-        )
+        mse_weight: NonNegativeFloat = 1.0  # of the squared error, summed over D; with `pred`, 1 draws items together
         ce_on: Literal["clean", "pred"] = "clean"  # what tells the item: h^0, as the bound has it, or its estimate
         prior_weight: NonNegativeFloat = 0.0  # of the norm that is left of h^0 after M steps; 1 in the bound
         tie: bool = False  # items are told by E itself instead of a softmax layer of their own
+        slot_residual: bool = False  # what is read in the target's place is all that stands there
         seeds: PositiveInt = 10  # S, draws of noise that a list is the mean of
         chain: bool = False  # every reverse step instead of the first alone
 
@@ -73,6 +77,7 @@ class DNR(Trainable):
         self.added_deviation = float(betas[0] if config.added_variance is None else config.added_variance) ** 0.5
         self.step_sampler = StepSampler(config.steps)
         self.items = nn.Embedding(n_items, size)
+        self.item_scale = size**0.5  # of the history's vectors
         self.positions = nn.Embedding(config.max_length + 1, size)  # by age: the target's place is number 0
         steps = interleaved_step_embedding(torch.arange(1, config.steps + 1), size).float()
         self.register_buffer("step_vectors", steps, persistent=False)
@@ -81,9 +86,10 @@ class DNR(Trainable):
         self.norm = nn.LayerNorm(size)
         self.classes = None if config.tie else nn.Parameter(torch.empty(n_items, size))
         self.bias = nn.Parameter(torch.zeros(n_items))
-        for table in (self.items.weight, self.positions.weight, *([] if self.classes is None else [self.classes])):
-            nn.init.normal_(table, std=size**-0.25)  # N(0, 1 / sqrt(D)), the second a variance as all that stand there
-        nn.init.constant_(self.norm.weight, size**-0.25)  # so that an estimate begins as long as an item's vector
+        nn.init.normal_(self.items.weight, std=size**-0.5)
+        for table in (self.positions.weight, *([] if self.classes is None else [self.classes])):
+            nn.init.normal_(table, std=size**-0.25)
+        nn.init.constant_(self.norm.weight, size**-0.25)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -124,13 +130,15 @@ class DNR(Trainable):
 
         vectors [n, D], of which the newest of each sequence is not read; t [B].
         """
-        tokens = vectors.index_copy(0, _newest(packing), noised)
+        tokens = (self.item_scale * vectors).index_copy(0, _newest(packing), noised)
         tokens = tokens + self.positions(packing.age) + self.step_vectors[t][packing.rows]
         tokens = self.dropout(tokens)
+        slot = packing.newest(tokens)
         *earlier, last = self.blocks
         for block in earlier:
             tokens = block(tokens, packing)
-        estimate: Tensor = self.norm(last(tokens, packing, newest_only=True))
+        found = last(tokens, packing, newest_only=True)
+        estimate: Tensor = self.norm(found if self.config.slot_residual else found - slot)
         return estimate.float()
 
     def _classes(self) -> Tensor:
