@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from tests.models.laws import SequenceLaws
+from torch import nn
 
 from noise2next.config import TrainerConfig
 from noise2next.data.queries import Queries
@@ -15,6 +16,7 @@ from noise2next.diffusion.process import GaussianDiffusion
 from noise2next.diffusion.schedule import betas, embedding_betas
 from noise2next.models.base import Clock, HasDenoising
 from noise2next.models.dnr import DNR
+from noise2next.nn.packing import Packing
 from noise2next.nn.time_embedding import interleaved_step_embedding
 
 ITEMS, L = 30, 6
@@ -107,7 +109,7 @@ def test_a_sample_is_every_interaction_that_has_one_before_it() -> None:
 
 
 def test_only_the_target_is_noised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens are E v + y + z_n in the history, and h^n + y + z_n in the target's place."""
+    """Tokens are sqrt(D) E v + y + z_n in the history, and h^n + y + z_n in the target's place."""
     made, batch = at_step(model(), 4, monkeypatch), samples()
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(made.dropout, "forward", lambda tokens: seen.append(tokens) or tokens)
@@ -118,13 +120,37 @@ def test_only_the_target_is_noised(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = torch.cumprod(1 - beta, dim=0)[4].float()
     at = 0
     for row, length in enumerate(batch.lengths.tolist()):
-        vectors = made.items(batch.items[at : at + length]).clone()
-        h0 = vectors[-1] + 2 * beta[0].sqrt().float()
+        items = made.items(batch.items[at : at + length])
+        vectors = 8**0.5 * items
+        h0 = items[-1] + 2 * beta[0].sqrt().float()
         vectors[-1] = kept.sqrt() * h0 - 3 * (1 - kept).sqrt()
         places = made.positions.weight[:length].flip(0)  # by age: the target is the last place, whatever the length
         expected = vectors + places + interleaved_step_embedding(torch.tensor([5]), 8).float()
         torch.testing.assert_close(seen[0][at : at + length], expected, msg=f"sample {row}")
         at += length
+
+
+def test_item_vectors_begin_at_length_one_and_noise_at_that_of_a_token() -> None:
+    made = DNR(DNR.Config(embedding_size=64, heads=1), 2000)
+    items = made.items.weight.detach()
+    assert float(items.square().sum(1).mean()) == pytest.approx(1, rel=0.02)
+    noise = torch.randn(2000, 64).square().sum(1).mean()
+    assert float((made.item_scale * items).square().sum(1).mean()) == pytest.approx(float(noise), rel=0.04)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_an_estimate_is_what_the_blocks_add_unless_what_they_add_it_to_is_asked_for(residual: bool) -> None:
+    """Blocks that add nothing make nothing of any noise; with the residual the noise is all that there is."""
+    made, batch = model(slot_residual=residual), samples()
+    for block in made.blocks:
+        for layer in (block.mix, block.narrow):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    packing = Packing(batch.indptr)
+    noised, t = torch.randn(len(batch), 8), torch.full((len(batch),), 4)
+    found = made._denoise(made.items(batch.items), noised, t, packing)
+    stands = noised + made.positions.weight[0] + made.step_vectors[4]
+    torch.testing.assert_close(found, made.norm(stands if residual else torch.zeros_like(stands)))
 
 
 @pytest.mark.parametrize(("step", "towards"), [(0, "item"), (1, "h0")])
