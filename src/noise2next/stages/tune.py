@@ -37,7 +37,7 @@ from noise2next.workspace import Reproduction, Workspace, alone, locked, read_js
 log = logging.getLogger(__name__)
 
 PATIENCE = 10  # judged epochs of a trial without a better one
-WARM_UP = 10  # judged epochs before a trial may be broken off: those that learn slowly are behind at first
+WARM_UP = 5  # judged epochs before a trial may be broken off
 REDRAWS = 100  # settings drawn before the space counts as exhausted; after the first ten by lot
 PARTS = ("options", "trainer", "weighting")
 
