@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from noise2next.data.queries import Prefixes, Queries
@@ -35,10 +35,14 @@ class DNR(Trainable):
     An item v becomes h^0 ~ N(E v, s^2), h^0 becomes h^n by n = 1..M steps of noise, and a Transformer reads h^0 from
     [history, h^n]. Steps are t = n - 1 in the code.
 
-    Noise of variance 1 is as long as sqrt(D), and so are the vectors of the steps. Item vectors begin at length 1, to
-    drown early, so that most steps have to be learned from the history; there they count sqrt(D)-fold (Vaswani et al.,
-    2017, section 3.4). The estimate is what the blocks add in the target's place, without the noised vector they add it
-    to: `slot_residual` keeps that in, and much of an estimate is then noise which the blocks must learn to take off.
+    Three things differ from the notes on the paper, where the noise drowns the rest. Item vectors begin at length 1
+    and not D^(1/4), so that noise of length sqrt(D) hides them at all but the first steps. In the history they count
+    sqrt(D)-fold (Vaswani et al., 2017, section 3.4), beside step vectors of length sqrt(D / 2). And the estimate is
+    what the blocks add in the target's place, without the noised vector that they add it to. `embedding_deviation`
+    D^(-1/4), `history_scale` 1 and `slot_residual` give the form of the notes.
+
+    Where the cross-entropy outweighs the squared error (`ce_on: pred` and a small `mse_weight`), estimates grow longer
+    than items. They rank well in one step; a `chain` of them is no longer the process's own.
     """
 
     reads_order = True
@@ -50,12 +54,14 @@ class DNR(Trainable):
         heads: PositiveInt = 2
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the tokens, and inside each block
         steps: Annotated[int, Field(ge=2)] = 200  # M
-        schedule: EmbeddingSchedule = "truncated-linear"  # is to end in noise: of 20 steps of this one, half is item
+        schedule: EmbeddingSchedule = "truncated-linear"  # this one ends in noise from 21 steps on
         added_variance: NonNegativeFloat | None = None  # s^2, of the step from an item to h^0; None: the first beta
         mse_weight: NonNegativeFloat = 1.0  # of the squared error, summed over D; with `pred`, 1 draws items together
         ce_on: Literal["clean", "pred"] = "clean"  # what tells the item: h^0, as the bound has it, or its estimate
         prior_weight: NonNegativeFloat = 0.0  # of the norm that is left of h^0 after M steps; 1 in the bound
         tie: bool = False  # items are told by E itself instead of a softmax layer of their own
+        embedding_deviation: PositiveFloat | None = None  # of the items' first vectors, N(0, s^2); None: D^(-1/2)
+        history_scale: PositiveFloat | None = None  # of the history's vectors; None: sqrt(D)
         slot_residual: bool = False  # what is read in the target's place is all that stands there
         seeds: PositiveInt = 10  # S, draws of noise that a list is the mean of
         chain: bool = False  # every reverse step instead of the first alone
@@ -77,7 +83,7 @@ class DNR(Trainable):
         self.added_deviation = float(betas[0] if config.added_variance is None else config.added_variance) ** 0.5
         self.step_sampler = StepSampler(config.steps)
         self.items = nn.Embedding(n_items, size)
-        self.item_scale = size**0.5  # of the history's vectors
+        self.history_scale = config.history_scale or size**0.5
         self.positions = nn.Embedding(config.max_length + 1, size)  # by age: the target's place is number 0
         steps = interleaved_step_embedding(torch.arange(1, config.steps + 1), size).float()
         self.register_buffer("step_vectors", steps, persistent=False)
@@ -86,9 +92,9 @@ class DNR(Trainable):
         self.norm = nn.LayerNorm(size)
         self.classes = None if config.tie else nn.Parameter(torch.empty(n_items, size))
         self.bias = nn.Parameter(torch.zeros(n_items))
-        nn.init.normal_(self.items.weight, std=size**-0.5)
+        nn.init.normal_(self.items.weight, std=config.embedding_deviation or size**-0.5)
         for table in (self.positions.weight, *([] if self.classes is None else [self.classes])):
-            nn.init.normal_(table, std=size**-0.25)
+            nn.init.normal_(table, std=size**-0.25)  # N(0, 1 / sqrt(D)), the second a variance as all that stand there
         nn.init.constant_(self.norm.weight, size**-0.25)
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -130,7 +136,7 @@ class DNR(Trainable):
 
         vectors [n, D], of which the newest of each sequence is not read; t [B].
         """
-        tokens = (self.item_scale * vectors).index_copy(0, _newest(packing), noised)
+        tokens = (self.history_scale * vectors).index_copy(0, _newest(packing), noised)
         tokens = tokens + self.positions(packing.age) + self.step_vectors[t][packing.rows]
         tokens = self.dropout(tokens)
         slot = packing.newest(tokens)
