@@ -36,7 +36,7 @@ class DNR(Trainable):
     [history, h^n]. Steps are t = n - 1 in the code.
 
     Three things differ from the notes on the paper, where the noise drowns the rest. Item vectors begin at length 1
-    and not D^(1/4), so that noise of length sqrt(D) hides them at all but the first steps. In the history they count
+    and not D^(1/4): at first, noise of length sqrt(D) hides them at all but the first steps. In the history they count
     sqrt(D)-fold (Vaswani et al., 2017, section 3.4), beside step vectors of length sqrt(D / 2). And the estimate is
     what the blocks add in the target's place, without the noised vector that they add it to. `embedding_deviation`
     D^(-1/4), `history_scale` 1 and `slot_residual` give the form of the notes.
@@ -95,7 +95,7 @@ class DNR(Trainable):
         nn.init.normal_(self.items.weight, std=config.embedding_deviation or size**-0.5)
         for table in (self.positions.weight, *([] if self.classes is None else [self.classes])):
             nn.init.normal_(table, std=size**-0.25)  # N(0, 1 / sqrt(D)), the second a variance as all that stand there
-        nn.init.constant_(self.norm.weight, size**-0.25)
+        nn.init.constant_(self.norm.weight, size**-0.25)  # estimates begin as long as the notes' items, D^(1/4)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
