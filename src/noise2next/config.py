@@ -51,9 +51,14 @@ class SplitBase(Frozen):
 
 
 class OfficialSplit(SplitBase):
-    """The parts that the files themselves name."""
+    """The parts that the files themselves name.
+
+    With `valid_of_train` the newest rows of each user's training part are validation, this share of them, and the
+    files' own validation rows are left out.
+    """
 
     kind: Literal["official"] = "official"
+    valid_of_train: Share | None = None
 
 
 class Shares(SplitBase):

@@ -98,6 +98,21 @@ def test_an_official_split_is_what_the_files_say(table: Table) -> None:
 
 
 @quick
+@given(rows=events, share=st.integers(1, 99))
+def test_a_share_of_training_rows_held_back_is_each_users_newest(table: Table, rows: Any, share: int) -> None:
+    log = frame(rows)
+    log = log.assign(split=[PARTS[(3 * place) % 5 % 3] for place in range(len(log))])
+    parted = split(table(log), OfficialSplit(valid_of_train=share / 100))
+    parted = parted.sort_values(["user", "time", "row"])
+    assert set(parted["row"]) == set(log.loc[log["split"] != "valid", "row"])
+    for (_, named), history in parted.groupby(["user", "split"]):
+        n = len(history)
+        held = max(1, n * Fraction(share, 100) // 1)
+        held = held if named == "train" and held < n else 0
+        assert history["part"].tolist() == [named] * (n - held) + ["valid"] * held
+
+
+@quick
 @given(rows=events)
 def test_windows_are_consecutive_and_ties_with_a_cut_go_to_the_later(table: Table, rows: Any) -> None:
     config = GlobalTime(valid=0.2, test=0.2)

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from noise2next.config import Settings
 from noise2next.errors import UserError
-from noise2next.stages import evaluate, reproduce, train
+from noise2next.stages import evaluate, reproduce, train, tune
 from noise2next.stages.tables import load_table, read_table, table_names
 from noise2next.workspace import Reproduction, read_json, sha256
 
@@ -412,3 +412,36 @@ def test_a_table_that_is_not_consistent_is_refused_by_its_place(table, tmp_path,
 def test_an_unknown_table_is_refused_with_the_names_of_those_there():
     with pytest.raises(UserError, match="there is no table 'ml-1m'; there are diffrec-ml1m-clean, "):
         load_table("ml-1m")
+
+
+def test_a_search_on_training_rows_reads_no_validation_row(tmp_path, settings, data, untracked):
+    """Its validation is each user's tenth training row, its entry ends with the epoch that was best there."""
+    text = DIFFREC.replace("hidden: [4]}}}}", "hidden: [4]}}, search: {{trainer.learning_rate: [0.001, 0.01]}}}}")
+    table = a_table(tmp_path, text.format(sha256=sha256(data / "official" / "small.zip")) + "search_on: 0.1\n")
+    report = tune.for_table(table, settings, data, "diffrec", 2)
+    there = Reproduction(settings.root, "small-search").space(1, "small").prepared
+    parts = {part: pq.read_table(there / f"{part}.parquet").to_pandas() for part in ("train", "valid")}
+    with zipfile.ZipFile(data / "official" / "small.zip") as archive, archive.open("small/train_list.npy") as member:
+        official = np.load(member)
+    users, items = (
+        np.array(pq.read_table(there / f"{name}.parquet")["id"].to_pylist(), dtype=int) for name in ("users", "items")
+    )
+    for part, places in (("train", slice(0, 9)), ("valid", slice(9, 10))):
+        found = parts[part]
+        for user, rows in found.groupby("user"):
+            wanted = official[official[:, 0] == users[user]][places, 1]
+            assert [items[item] if item >= 0 else None for item in rows["item"]] == [
+                item if item in items else None for item in wanted
+            ]
+    best = read_json(Reproduction(settings.root, "small").result("-tuning.json"))["variants"]["diffrec"]
+    assert best["search_on"] == 0.1
+    assert f"epochs: {best['trials'][0]['best_epoch']}" in report.entry
+    assert f"evaluate_every: {best['trials'][0]['best_epoch']}" in report.entry
+
+
+def test_rows_stay_theirs_when_a_table_changes_how_it_searches(tmp_path, settings, data, untracked):
+    text = DIFFREC.format(sha256=sha256(data / "official" / "small.zip"))
+    reproduce.run(a_table(tmp_path, text), settings, data)
+    trained = list(untracked)
+    reproduce.run(a_table(tmp_path, text + "search_on: 0.1\n"), settings, data)
+    assert untracked == trained

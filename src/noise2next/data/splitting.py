@@ -6,6 +6,7 @@ the parts, and `draw` (text) where the parts are drawn by lot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -31,10 +32,12 @@ def event_order(log: ir.Table) -> list[str]:
 
 
 def with_parts(log: ir.Table, config: SplitConfig, cuts: Cuts | None) -> ir.Table:
-    """`log` with a column `part`; every row is in exactly one part."""
+    """`log` with a column `part`; every row is in exactly one part, but for those that `valid_of_train` leaves out."""
     match config:
-        case OfficialSplit():
+        case OfficialSplit(valid_of_train=None):
             return log.mutate(part=log["split"])
+        case OfficialSplit(valid_of_train=float(share)):
+            return _held_back(log, share)
         case PerUserRatio():
             return _ratio(log, config.valid, config.test, event_order(log))
         case RandomRatio():
@@ -78,6 +81,18 @@ def _ratio(log: ir.Table, valid: float, test: float, order: list[str]) -> ir.Tab
     return rows.mutate(part=part).drop("rank", "n")
 
 
+def _held_back(log: ir.Table, share: float) -> ir.Table:
+    """Of a user's n training rows the last max(1, floor(share n)) are validation, where one or more are left to train.
+
+    Test rows stay what they are; the files' own validation rows are no part of it.
+    """
+    named = log.filter(log["split"] != "valid")
+    rows = _ranked(named, event_order(named), ["user", "split"])
+    trained = rows["n"] - _share_of(rows["n"], share)
+    newest = (rows["split"] == "train") & (trained >= 1) & (rows["rank"] >= trained)
+    return rows.mutate(part=newest.ifelse("valid", rows["split"])).drop("rank", "n")
+
+
 def _leave_one_out(log: ir.Table) -> ir.Table:
     """A user's newest row is test, the one before validation; a user with fewer than three stays in train."""
     rows = _ranked(log, event_order(log))
@@ -89,10 +104,11 @@ def _leave_one_out(log: ir.Table) -> ir.Table:
     return rows.mutate(part=part).drop("rank", "n")
 
 
-def _ranked(log: ir.Table, order: list[str]) -> ir.Table:
-    """With each row's `rank` in its user's history, from 0, and the history's length `n`."""
+def _ranked(log: ir.Table, order: list[str], within: Sequence[str] = ("user",)) -> ir.Table:
+    """With each row's `rank` in its user's history, from 0, and the history's length `n`; or in its part of it."""
     return log.mutate(
-        rank=ibis.row_number().over(group_by="user", order_by=order), n=log.count().over(ibis.window(group_by="user"))
+        rank=ibis.row_number().over(group_by=list(within), order_by=order),
+        n=log.count().over(ibis.window(group_by=list(within))),
     )
 
 

@@ -123,6 +123,11 @@ def _notes(dataset: Dataset) -> list[str]:
             "in DiffRec's official files every user's test rows are older than the validation rows, "
             "so reading validation at test time would be a leak"
         )
+    if dataset.split.kind == "official" and dataset.split.valid_of_train is not None:
+        notes.append(
+            f"valid_of_train: the newest {dataset.split.valid_of_train:.3g} of each user's training rows is valid; "
+            "the files' own is left out"
+        )
     if dataset.split.kind != "official" and dataset.k_core > 1:
         notes.append(
             "k_core counts the whole log, as published preprocessing does: who is kept depends on later rows too"

@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from noise2next.config import METRICS, Dataset, EvaluationConfig, Frozen, Params, TrainerConfig, Variant, sentences
+from noise2next.config import (
+    METRICS,
+    Dataset,
+    EvaluationConfig,
+    Frozen,
+    Params,
+    Share,
+    TrainerConfig,
+    Variant,
+    sentences,
+)
 from noise2next.errors import UserError
 
 Form = Literal["masked", "unmasked"]  # is what a user has seen left out of the ranking?
@@ -49,6 +59,7 @@ class Table(Frozen):
     trainer: TrainerConfig
     evaluation: EvaluationConfig
     seeds: PositiveInt = 3
+    search_on: Share | None = None  # of each user's training rows, the newest: what a search judges; None: validation
     variants: Mapping[str, Variant]
     latent_variants: Mapping[str, Variant] = {}  # those that are trained on item clusters
     rows: Mapping[str, Row]
@@ -64,7 +75,7 @@ class Table(Frozen):
             raise ValueError(f"rows name unknown variants: {', '.join(sorted(strangers))}")
         if self.main not in self.metrics:
             raise ValueError(f"main {self.main!r} is not among the metrics")
-        if self.dataset.split.kind != "official":
+        if self.dataset.split.kind != "official" or self.dataset.split.valid_of_train is not None:
             raise ValueError("a table is of an official split")
         if "masked" not in self.forms or not self.dataset.split.mask_seen:
             raise ValueError("the best epoch is chosen with what was seen left out, so a table has the form masked")
@@ -88,6 +99,14 @@ class Table(Frozen):
     def columns(self) -> tuple[str, ...]:
         """Every metric in every form, under names of their own."""
         return tuple(column(metric, form) for form in self.forms for metric in self.metrics)
+
+    def searched(self) -> Table:
+        """The table that a search trains on: this one, or with `search_on` one of its own training rows alone."""
+        if self.search_on is None:
+            return self
+        split = self.dataset.split.model_copy(update={"valid_of_train": self.search_on})
+        dataset = self.dataset.model_copy(update={"split": split})
+        return self.model_copy(update={"name": f"{self.name}-search", "dataset": dataset})
 
     def params(self, seed: int, mask_seen: bool = True) -> Params:
         """What the stages take. `mask_seen` is of the evaluation; the table's own also chooses the best epoch."""

@@ -37,7 +37,7 @@ from noise2next.workspace import Reproduction, Workspace, alone, locked, read_js
 log = logging.getLogger(__name__)
 
 PATIENCE = 10  # judged epochs of a trial without a better one
-WARM_UP = 5  # judged epochs before a trial may be broken off
+WARM_UP = 10  # judged epochs before a trial may be broken off: those that learn slowly are behind at first
 REDRAWS = 100  # settings drawn before the space counts as exhausted; after the first ten by lot
 PARTS = ("options", "trainer", "weighting")
 
@@ -87,18 +87,27 @@ def for_table(
 ) -> TuneReport:
     """Search until there are `trials` of `variant` of a table; they are written beside it, its YAML is a person's.
 
+    Where the table has searches judged on training rows held back (`search_on`), the validation part is of no use for
+    choosing an epoch either: the entry then has the best trial's number of epochs, and is judged after the last alone.
+
     Raises UserError as `for_dataset`, and where the table's official file is not there.
     """
-    params, place = table.params(seed), Reproduction(settings.root, table.name)
-    space = reproduce.ready(table, place, settings, data, variant, seed)
+    searched = table.searched()
+    params, place = searched.params(seed), Reproduction(settings.root, searched.name)
+    space = reproduce.ready(searched, place, settings, data, variant, seed)
     tried = search(params, space, settings, variant, trials)
-    changed = _changed(params.variant(variant, space.dataset), _best(tried, variant).settings)
-    path = place.result("-tuning.json")
+    best = _best(tried, variant)
+    found = best.settings
+    if table.search_on is not None and best.best_epoch:
+        found = {**found, "trainer.epochs": best.best_epoch, "trainer.evaluate_every": best.best_epoch}
+    changed = _changed(params.variant(variant, space.dataset), found)
+    path = Reproduction(settings.root, table.name).result("-tuning.json")
     with locked(path):
         known = read_json(path).get("variants", {}) if path.is_file() else {}
         mine = {
             "trials": [one.model_dump(mode="json") for one in tried],
             "seed": seed,
+            "search_on": table.search_on,
             "data_version": evaluate.current_data_version(space),
         }
         metric = params.trainer_for(params.variant(variant, space.dataset)).metric
