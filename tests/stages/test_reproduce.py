@@ -140,8 +140,12 @@ def test_the_page_says_which_simple_row_is_ahead_paired_over_users(table, settin
     reproduce.run(table, settings, data)
     means = {row["variant"]: row["mean"]["recall@5"] for row in document(settings)["rows"]}
     assert means["ease"] > means["diffrec"]
-    found = re.search(r"ease, a simple baseline, is ahead of diffrec by (\S+) recall@5", page(settings))
-    assert float(found[1]) == pytest.approx(means["ease"] - means["diffrec"], abs=1e-4)
+    (ahead,) = document(settings)["ahead"]
+    assert ahead["low"] < ahead["gain"] < ahead["high"]
+    found = re.search(r"\| diffrec \| ease \| (\S+) \((\S+) to ([^ ,)]+)", page(settings))
+    assert [float(one) for one in found.groups()] == pytest.approx(
+        [means["ease"] - means["diffrec"], ahead["low"], ahead["high"]], abs=1e-4
+    )
 
 
 def test_a_finished_run_is_not_repeated_and_a_new_seed_adds_to_it(table, settings, data, untracked):

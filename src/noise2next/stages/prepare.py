@@ -125,8 +125,8 @@ def _notes(dataset: Dataset) -> list[str]:
         )
     if dataset.split.kind == "official" and dataset.split.valid_of_train is not None:
         notes.append(
-            f"valid_of_train: the newest {dataset.split.valid_of_train:.3g} of each user's training rows is valid; "
-            "the files' own is left out"
+            f"valid_of_train: the newest of each user's training rows, {dataset.split.valid_of_train:.3g} of them, are "
+            "the validation part, and the files' own is left out"
         )
     if dataset.split.kind != "official" and dataset.k_core > 1:
         notes.append(

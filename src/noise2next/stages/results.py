@@ -231,14 +231,14 @@ def _simple_ahead(
     before: Sequence[Ahead],
     name: str,
 ) -> list[Ahead]:
-    """For each learned row the best simple one under the same time weights, where that one is ahead in column `name`.
+    """For each learned row the best simple one under the same kind of time weights, where it is ahead in column `name`.
 
     Paired over users where both were judged here, else as it was told `before` of the same two figures.
     """
     known = {(one.simple, one.learned): one for one in before if one.column == name}
     at, found = table.columns.index(name), []
     for row in rows:
-        simple = [one for one in rows if one.simple and one.weighting == row.weighting]
+        simple = [one for one in rows if one.simple and one.weighting.kind == row.weighting.kind]
         if row.simple or not simple:
             continue
         best = max(simple, key=lambda one: one.mean[name])
@@ -293,8 +293,9 @@ def page(found: Results) -> str:
         "",
         "## Read with the numbers",
         "",
-        *(f"- {note}" for note in (*_conventions(found), *found.notes, *(_told(found, one) for one in found.ahead))),
+        *(f"- {note}" for note in (*_conventions(found), *found.notes)),
         "",
+        *_behind(found),
         *_stopped(found),
         "## What it took",
         "",
@@ -385,19 +386,38 @@ def _conventions(found: Results) -> list[str]:
     ]
 
 
-def _told(found: Results, ahead: Ahead) -> str:
+def _behind(found: Results) -> list[str]:
+    """Which learned rows a simple one is ahead of: a row for each such pair, a column for each form."""
+    if not found.ahead:
+        return []
+    columns = [column(found.main, form) for form in found.forms]
+    heads = [_short(found.main) + _mark(found, form) for form in found.forms]
+    by_pair: dict[tuple[str, str], dict[str, Ahead]] = {}
+    order = {row.variant: place for place, row in enumerate(found.rows)}
+    for one in sorted(found.ahead, key=lambda one: order[one.learned]):
+        by_pair.setdefault((one.learned, one.simple), {})[one.column] = one
+    rows = [
+        f"| {' | '.join([*pair, *(_gain(found, each[name]) if name in each else 'not ahead' for name in columns)])} |"
+        for pair, each in by_pair.items()
+    ]
+    return [
+        "## Where a simple baseline is ahead",
+        "",
+        f"By how much {found.main}, and its interval over users ({found.evaluation.confidence:.0%}, bootstrap, paired); "
+        "the simple row is the best with the same kind of time weights.",
+        "",
+        f"| {' | '.join(['learned', 'simple', *heads])} |",
+        f"|{'---|' * (2 + len(heads))}",
+        *rows,
+        "",
+    ]
+
+
+def _gain(found: Results, ahead: Ahead) -> str:
     if ahead.low is None or ahead.high is None:
-        sure = "judged on different machines, so not paired"
-    else:
-        chance = "" if ahead.low > 0 else "; that may be chance"
-        sure = (
-            f"{_shown(found, ahead.low)} to {_shown(found, ahead.high)}, "
-            f"{found.evaluation.confidence:.0%} over users, paired{chance}"
-        )
-    return (
-        f"{ahead.simple}, a simple baseline, is ahead of {ahead.learned} by {_shown(found, ahead.gain)} "
-        f"{ahead.column} ({sure})."
-    )
+        return f"{_shown(found, ahead.gain)} (judged on different machines, so not paired)"
+    chance = "" if ahead.low > 0 else ", may be chance"
+    return f"{_shown(found, ahead.gain)} ({_shown(found, ahead.low)} to {_shown(found, ahead.high)}{chance})"
 
 
 def _stopped(found: Results) -> list[str]:
