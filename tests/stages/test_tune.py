@@ -182,7 +182,7 @@ def test_another_seed_or_other_data_is_another_search(space, begun):
     assert len(begun) == 4
 
 
-def test_each_trial_is_trained_under_the_one_seed_with_short_patience_and_this_machines_precision(space, monkeypatch):
+def test_each_trial_is_trained_as_a_row_would_be_under_the_one_seed(space, monkeypatch):
     asked, fit = [], tune.fit
 
     def noted(model, train, config, validate, checkpoint, seed, *rest, **named):
@@ -192,7 +192,7 @@ def test_each_trial_is_trained_under_the_one_seed_with_short_patience_and_this_m
     monkeypatch.setattr(tune, "fit", noted)
     settings = Settings(device="cpu", precision="float32")
     tune.search(load_params(space.params, ["seed=7"]), space, settings, "diffrec", trials=3)
-    assert asked == [(7, 10, "float32")] * 3
+    assert asked == [(7, 50, "float32")] * 3
 
 
 def test_a_trial_behind_the_median_is_broken_off_and_recorded(space, monkeypatch):

@@ -36,8 +36,7 @@ from noise2next.workspace import Reproduction, Workspace, alone, locked, read_js
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10  # judged epochs of a trial without a better one
-WARM_UP = 10  # judged epochs before a trial may be broken off: those that learn slowly are behind at first
+WARM_UP = 20  # judged epochs before a trial may be broken off: those that learn slowly are behind at first
 REDRAWS = 100  # settings drawn before the space counts as exhausted; after the first ten by lot
 PARTS = ("options", "trainer", "weighting")
 
@@ -285,8 +284,6 @@ def _try(
 ) -> None:
     """Train and judge one candidate; a trial behind the median of the earlier ones is broken off."""
     trainer = settings.trainer(params.trainer_for(candidate))
-    patience = min(trainer.patience, PATIENCE * trainer.evaluate_every)
-    trainer = trainer.model_copy(update={"patience": patience})
     heard = f"valid_{trainer.metric}"
     trial.set_user_attr("code_version", code_version())
 
