@@ -403,7 +403,7 @@ def _behind(found: Results) -> list[str]:
     return [
         "## Where a simple baseline is ahead",
         "",
-        f"By how much {found.main}, and its interval over users ({found.evaluation.confidence:.0%}, bootstrap, paired); "
+        f"By how much {found.main}, and its interval ({found.evaluation.confidence:.0%} of users, bootstrap, paired); "
         "the simple row is the best with the same kind of time weights.",
         "",
         f"| {' | '.join(['learned', 'simple', *heads])} |",
