@@ -101,12 +101,12 @@ class Table(Frozen):
         return tuple(column(metric, form) for form in self.forms for metric in self.metrics)
 
     def searched(self) -> Table:
-        """The table that a search trains on: this one, or with `search_on` one of its own training rows alone."""
+        """The table as a search sees it: with `search_on` of training rows alone, judged on the newest."""
         if self.search_on is None:
             return self
         split = self.dataset.split.model_copy(update={"valid_of_train": self.search_on})
         dataset = self.dataset.model_copy(update={"split": split})
-        return self.model_copy(update={"name": f"{self.name}-search", "dataset": dataset})
+        return self.model_copy(update={"dataset": dataset})
 
     def params(self, seed: int, mask_seen: bool = True) -> Params:
         """What the stages take. `mask_seen` is of the evaluation; the table's own also chooses the best epoch."""

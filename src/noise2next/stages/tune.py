@@ -91,16 +91,16 @@ def for_table(
 
     Raises UserError as `for_dataset`, and where the table's official file is not there.
     """
-    searched = table.searched()
-    params, place = searched.params(seed), Reproduction(settings.root, searched.name)
-    space = reproduce.ready(searched, place, settings, data, variant, seed)
+    searched, place = table.searched(), Reproduction(settings.root, table.name)
+    work = place if table.search_on is None else Reproduction(settings.root, f"{table.name}-search")
+    params, space = searched.params(seed), reproduce.ready(searched, work, settings, data, variant, seed)
     tried = search(params, space, settings, variant, trials)
     best = _best(tried, variant)
     found = best.settings
     if table.search_on is not None and best.best_epoch:
         found = {**found, "trainer.epochs": best.best_epoch, "trainer.evaluate_every": best.best_epoch}
     changed = _changed(params.variant(variant, space.dataset), found)
-    path = Reproduction(settings.root, table.name).result("-tuning.json")
+    path = place.result("-tuning.json")
     with locked(path):
         known = read_json(path).get("variants", {}) if path.is_file() else {}
         mine = {
