@@ -296,3 +296,16 @@ def test_a_wrong_table_and_missing_official_files_are_one_sentence(tmp_path):
     assert done.returncode == 2
     assert "elsewhere/diffrec_official/ml-1m_clean.zip: no such file; name the folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_entry_that_a_search_found_can_be_copied_from_the_terminal(capsys):
+    from noise2next.cli import _show
+    from noise2next.stages.tune import TuneReport
+
+    options = {f"option_{number}": [number, 600] for number in range(12)}
+    entry = f"diffrec:\n  options: {json.dumps(options)}\n  weighting: [linear]\n"
+    told = {"dataset": "shop", "variant": "diffrec", "metric": "recall@5", "valid": 0.5, "settings": {}, "written": "x"}
+    _show(TuneReport(trials=2, pruned=0, diverged=0, entry=entry, **told), as_json=False)
+    above, below = capsys.readouterr().out.split("\nentry\n")
+    assert below == entry
+    assert "recall@5" in above

@@ -673,18 +673,25 @@ def _print_json(report: Frozen) -> None:
 
 
 def _show(report: Frozen, as_json: bool, rows: Sequence[str] = ()) -> None:
-    """A line for each field; the fields in `rows`, lists of one length, are the columns of a table of their own."""
+    """A line for each field, and one of several lines below them, to be copied as it is.
+
+    The fields in `rows`, lists of one length, are the columns of a table of their own.
+    """
     if as_json:
         _print_json(report)
         return
     fields = report.model_dump(mode="json")
     columns = {key: values for key in rows if (values := fields.pop(key, None))}
+    texts = [key for key, value in fields.items() if isinstance(value, str) and "\n" in value.strip()]
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in fields.items():
-        table.add_row(key.replace("_", " "), _plain(_cell(value)))
+    for key in (key for key in fields if key not in texts):
+        table.add_row(key.replace("_", " "), _plain(_cell(fields[key])))
     Console().print(table)
+    for key in texts:
+        Console().print(f"\n[bold]{key.replace('_', ' ')}[/]")
+        Console().print(fields[key].rstrip(), markup=False, highlight=False, soft_wrap=True)
     if columns:
         ranked = Table("", *columns, box=None, pad_edge=False)
         for place, values in enumerate(zip(*columns.values(), strict=True), 1):
