@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from noise2next.config import Settings
 from noise2next.errors import UserError
-from noise2next.stages import evaluate, reproduce, train, tune
+from noise2next.stages import evaluate, reproduce, results, train, tune
 from noise2next.stages.tables import load_table, read_table, table_names
 from noise2next.workspace import Reproduction, read_json, sha256
 
@@ -356,6 +356,21 @@ def test_one_model_is_judged_with_and_without_what_was_seen(next_item, settings,
     assert row["references"]["published"] == {"ndcg@5 unmasked": 0.125}
     assert "| _published_ |  | _12.5000_ |  |  |" in page(settings)
     assert f"{row['mean']['ndcg@5'] * 100:.4f}" in page(settings)
+
+
+def test_each_form_says_for_itself_whether_a_simple_row_is_ahead(next_item, settings, tmp_path, untracked):
+    reproduce.run(next_item, settings, tmp_path / "data", ["ease"])
+    found = results.Results.model_validate(document(settings))
+    gained = {"simple": "ease", "learned": "ease", "gain": 0.02}
+    masked = results.Ahead(column="ndcg@5", low=-0.01, high=0.05, **gained)
+    unmasked = results.Ahead(column="ndcg@5 unmasked", low=None, high=None, **gained)
+    rows = {
+        "| ease | ease | not ahead | 2.0000 (-1.0000 to 5.0000, may be chance) |": [masked],
+        "| ease | ease | 2.0000 (judged on different machines, so not paired) | not ahead |": [unmasked],
+    }
+    for row, ahead in rows.items():
+        assert row in results.page(found.model_copy(update={"ahead": ahead})).splitlines()
+    assert "Where a simple baseline is ahead" not in results.page(found.model_copy(update={"ahead": []}))
 
 
 def test_the_epoch_is_chosen_with_what_was_seen_left_out(next_item, settings, tmp_path):
