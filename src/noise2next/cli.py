@@ -67,6 +67,7 @@ class SplitKind(StrEnum):
     """The splits by name."""
 
     official = "official"
+    official_train = "official_train"
     per_user_ratio = "per_user_ratio"
     leave_one_out = "leave_one_out"
     global_time = "global_time"
@@ -673,7 +674,7 @@ def _print_json(report: Frozen) -> None:
 
 
 def _show(report: Frozen, as_json: bool, rows: Sequence[str] = ()) -> None:
-    """A line for each field, and one of several lines below them, to be copied as it is.
+    """A line for each field; a text of several lines follows whole, to be copied as it is.
 
     The fields in `rows`, lists of one length, are the columns of a table of their own.
     """
@@ -682,16 +683,17 @@ def _show(report: Frozen, as_json: bool, rows: Sequence[str] = ()) -> None:
         return
     fields = report.model_dump(mode="json")
     columns = {key: values for key in rows if (values := fields.pop(key, None))}
-    texts = [key for key, value in fields.items() if isinstance(value, str) and "\n" in value.strip()]
+    told = {key: value for key, value in fields.items() if isinstance(value, str) and "\n" in value.strip()}
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key in (key for key in fields if key not in texts):
-        table.add_row(key.replace("_", " "), _plain(_cell(fields[key])))
+    for key, value in fields.items():
+        if key not in told:
+            table.add_row(key.replace("_", " "), _plain(_cell(value)))
     Console().print(table)
-    for key in texts:
+    for key, text in told.items():
         Console().print(f"\n[bold]{key.replace('_', ' ')}[/]")
-        Console().print(fields[key].rstrip(), markup=False, highlight=False, soft_wrap=True)
+        sys.stdout.write(text.rstrip() + "\n")
     if columns:
         ranked = Table("", *columns, box=None, pad_edge=False)
         for place, values in enumerate(zip(*columns.values(), strict=True), 1):

@@ -31,6 +31,7 @@ from noise2next.errors import UserError
 Share = Annotated[float, Field(gt=0, lt=1)]
 Precision = Literal["auto", "float32", "bfloat16"]  # of the matrix products in training
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+OFFICIAL = ("official", "official_train")  # splits whose parts the files name
 METRICS = ("recall", "ndcg", "mrr", "precision", "hit_rate", "map")  # each at every cutoff, as recall@20
 
 
@@ -51,14 +52,16 @@ class SplitBase(Frozen):
 
 
 class OfficialSplit(SplitBase):
-    """The parts that the files themselves name.
-
-    With `valid_of_train` the newest rows of each user's training part are validation, this share of them, and the
-    files' own validation rows are left out.
-    """
+    """The parts that the files themselves name."""
 
     kind: Literal["official"] = "official"
-    valid_of_train: Share | None = None
+
+
+class OfficialTrain(SplitBase):
+    """Of the files' parts train and test alone: the newest share of each user's training rows is validation."""
+
+    kind: Literal["official_train"] = "official_train"
+    valid: Share = 0.125
 
 
 class Shares(SplitBase):
@@ -102,7 +105,7 @@ class RandomRatio(Shares):
 
 
 SplitConfig = Annotated[
-    OfficialSplit | PerUserRatio | LeaveOneOut | GlobalTime | RandomRatio, Field(discriminator="kind")
+    OfficialSplit | OfficialTrain | PerUserRatio | LeaveOneOut | GlobalTime | RandomRatio, Field(discriminator="kind")
 ]
 
 
@@ -222,13 +225,15 @@ class Dataset(Frozen):
             raise ValueError("split global_time needs a clock: name columns.time and time_unit, or take another split")
         if self.split.kind in ("per_user_ratio", "leave_one_out") and not self.has_order:
             raise ValueError(f"split {self.split.kind} needs the order of events, and this log has no time column")
-        if self.split.kind == "official" and self.format not in ("diffrec", "diffurec"):
-            raise ValueError("split official needs files that carry their own split (formats diffrec and diffurec)")
-        if self.format == "diffrec" and self.split.kind != "official":
+        if self.split.kind in OFFICIAL and self.format not in ("diffrec", "diffurec"):
+            raise ValueError(
+                f"split {self.split.kind} needs files that carry their own split (formats diffrec and diffurec)"
+            )
+        if self.format == "diffrec" and self.split.kind not in OFFICIAL:
             raise ValueError(
                 "DiffRec's files number each part's rows anew, so they cannot be split again: set official"
             )
-        if self.format == "diffrec" and self.split.history != "train":
+        if self.format == "diffrec" and self.split.kind == "official" and self.split.history != "train":
             raise ValueError("DiffRec's validation rows are newer than its test rows: set split.history to train")
         return self
 

@@ -179,6 +179,11 @@ class Reproduction:
     def work(self) -> Path:
         return self.root / "artifacts" / "reproduce" / self.table
 
+    @property
+    def searches(self) -> Reproduction:
+        """Where trials are trained on training rows alone, so that their splits leave those of the rows alone."""
+        return Reproduction(self.root, f"{self.table}-search")
+
     def space(self, seed: int, dataset: str) -> Workspace:
         """A workspace for each seed, so that the models and checkpoints of one leave those of another alone."""
         return Workspace(self.work / f"seed-{seed}", dataset)

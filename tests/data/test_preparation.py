@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from noise2next.config import Columns, Dataset
+from noise2next.config import OFFICIAL, Columns, Dataset
 from noise2next.data import tables
 from noise2next.data.preparation import Prepared, prepare
 from noise2next.data.splitting import PARTS
@@ -84,7 +84,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preparing]:
 def described(split: str = "global_time", timed: bool = True, **choices: Any) -> Dataset:
     return Dataset(
         path="log.csv",
-        format="diffurec" if split == "official" else "delimited",
+        format="diffurec" if split in OFFICIAL else "delimited",
         columns=Columns(time="time" if timed else None, rating="rating"),
         time_unit="s" if timed else None,
         split={"kind": split},
@@ -313,7 +313,7 @@ def on_spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preparing]:
 
 
 @pytest.mark.spark
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", [*SPLITS, "official_train"])
 def test_spark_gives_the_same_bytes(prepared: Preparing, on_spark: Preparing, split: str) -> None:
     choices = {"split": split, "k_core": 3, "positive": "rating >= 2", "repeats": "last"}
     here, there = prepared(generated(), **choices), on_spark(generated(), **choices)

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from noise2next.config import GlobalTime, LeaveOneOut, OfficialSplit, PerUserRatio, RandomRatio, SplitConfig
+from noise2next.config import (
+    GlobalTime,
+    LeaveOneOut,
+    OfficialSplit,
+    OfficialTrain,
+    PerUserRatio,
+    RandomRatio,
+    SplitConfig,
+)
 from noise2next.data.splitting import PARTS, Cuts, leakage, time_cuts, with_parts
 from noise2next.data.tables import connect
 
@@ -102,9 +110,10 @@ def test_an_official_split_is_what_the_files_say(table: Table) -> None:
 def test_a_share_of_training_rows_held_back_is_each_users_newest(table: Table, rows: Any, share: int) -> None:
     log = frame(rows)
     log = log.assign(split=[PARTS[(3 * place) % 5 % 3] for place in range(len(log))])
-    parted = split(table(log), OfficialSplit(valid_of_train=share / 100))
+    parted = split(table(log), OfficialTrain(valid=share / 100))
     parted = parted.sort_values(["user", "time", "row"])
     assert set(parted["row"]) == set(log.loc[log["split"] != "valid", "row"])
+    assert len(parted) == parted["row"].nunique()
     for (_, named), history in parted.groupby(["user", "split"]):
         n = len(history)
         held = max(1, n * Fraction(share, 100) // 1)

@@ -142,7 +142,7 @@ def test_the_page_says_which_simple_row_is_ahead_paired_over_users(table, settin
     assert means["ease"] > means["diffrec"]
     (ahead,) = document(settings)["ahead"]
     assert ahead["low"] < ahead["gain"] < ahead["high"]
-    found = re.search(r"\| diffrec \| ease \| (\S+) \((\S+) to ([^ ,)]+)", page(settings))
+    found = re.search(r"\| diffrec \| ease by (\S+) \((\S+) to ([^ ,)]+)", page(settings))
     assert [float(one) for one in found.groups()] == pytest.approx(
         [means["ease"] - means["diffrec"], ahead["low"], ahead["high"]], abs=1e-4
     )
@@ -361,14 +361,15 @@ def test_one_model_is_judged_with_and_without_what_was_seen(next_item, settings,
 def test_each_form_says_for_itself_whether_a_simple_row_is_ahead(next_item, settings, tmp_path, untracked):
     reproduce.run(next_item, settings, tmp_path / "data", ["ease"])
     found = results.Results.model_validate(document(settings))
-    gained = {"simple": "ease", "learned": "ease", "gain": 0.02}
-    masked = results.Ahead(column="ndcg@5", low=-0.01, high=0.05, **gained)
-    unmasked = results.Ahead(column="ndcg@5 unmasked", low=None, high=None, **gained)
-    rows = {
-        "| ease | ease | not ahead | 2.0000 (-1.0000 to 5.0000, may be chance) |": [masked],
-        "| ease | ease | 2.0000 (judged on different machines, so not paired) | not ahead |": [unmasked],
-    }
-    for row, ahead in rows.items():
+    masked = results.Ahead(simple="ease", learned="ease", column="ndcg@5", gain=0.02, low=-0.01, high=0.05)
+    other = results.Ahead(simple="most_pop", learned="ease", column="ndcg@5 unmasked", gain=0.03, low=None, high=None)
+    by_chance = "ease by 2.0000 (-1.0000 to 5.0000, may be chance)"
+    unpaired = "most_pop by 3.0000 (judged on different machines, so not paired)"
+    for ahead, row in [
+        ([masked], f"| ease | none is | {by_chance} |"),
+        ([other], f"| ease | {unpaired} | none is |"),
+        ([other, masked], f"| ease | {unpaired} | {by_chance} |"),
+    ]:
         assert row in results.page(found.model_copy(update={"ahead": ahead})).splitlines()
     assert "Where a simple baseline is ahead" not in results.page(found.model_copy(update={"ahead": []}))
 
@@ -428,39 +429,65 @@ def test_a_table_that_is_not_consistent_is_refused_by_its_place(table, tmp_path,
         a_table(tmp_path, text.replace(old, new))
 
 
+@pytest.mark.parametrize("name", table_names())
+def test_the_committed_page_is_of_the_table_as_it_stands(name, repository):
+    found, table = read_json(repository / "docs" / "results" / f"{name}.json"), load_table(name)
+    stale = [
+        run["variant"]
+        for row in found["rows"]
+        for run in row["runs"]
+        if run["key"] != reproduce._key(table, run["variant"], run["seed"], found["data_version"])
+    ]
+    assert stale == []
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_what_a_search_found_is_not_searched_again(name):
+    """An entry with its number of epochs fixed would be judged at that epoch alone."""
+    assert [one for one, entry in load_table(name).entries.items() if one.endswith("_tuned") and entry.search] == []
+
+
 def test_an_unknown_table_is_refused_with_the_names_of_those_there():
     with pytest.raises(UserError, match="there is no table 'ml-1m'; there are diffrec-ml1m-clean, "):
         load_table("ml-1m")
 
 
-def test_a_search_on_training_rows_reads_no_validation_row(tmp_path, settings, data, untracked):
-    """Its validation is each user's tenth training row, its entry ends with the epoch that was best there."""
+@pytest.fixture
+def searched(tmp_path, data):
+    """Whose trials are judged on each user's tenth training row."""
     text = DIFFREC.replace("hidden: [4]}}}}", "hidden: [4]}}, search: {{trainer.learning_rate: [0.001, 0.01]}}}}")
-    table = a_table(tmp_path, text.format(sha256=sha256(data / "official" / "small.zip")) + "search_on: 0.1\n")
-    report = tune.for_table(table, settings, data, "diffrec", 2)
-    there = Reproduction(settings.root, "small-search").space(1, "small").prepared
-    parts = {part: pq.read_table(there / f"{part}.parquet").to_pandas() for part in ("train", "valid")}
+    return a_table(tmp_path, text.format(sha256=sha256(data / "official" / "small.zip")) + "search_on: 0.1\n")
+
+
+def test_a_search_on_training_rows_reads_no_validation_row(searched, settings, data, untracked):
+    tune.for_table(searched, settings, data, "diffrec", 1)
+    there = Reproduction(settings.root, "small").searches.space(1, "small").prepared
+    names = {name: pq.read_table(there / f"{name}.parquet")["id"].to_pylist() for name in ("users", "items")}
     with zipfile.ZipFile(data / "official" / "small.zip") as archive, archive.open("small/train_list.npy") as member:
         official = np.load(member)
-    users, items = (
-        np.array(pq.read_table(there / f"{name}.parquet")["id"].to_pylist(), dtype=int) for name in ("users", "items")
-    )
     for part, places in (("train", slice(0, 9)), ("valid", slice(9, 10))):
-        found = parts[part]
+        found = pq.read_table(there / f"{part}.parquet").to_pandas()
+        assert found["user"].nunique() == 60
         for user, rows in found.groupby("user"):
-            wanted = official[official[:, 0] == users[user]][places, 1]
-            assert [items[item] if item >= 0 else None for item in rows["item"]] == [
-                item if item in items else None for item in wanted
-            ]
-    best = read_json(Reproduction(settings.root, "small").result("-tuning.json"))["variants"]["diffrec"]
-    assert best["search_on"] == 0.1
-    assert f"epochs: {best['trials'][0]['best_epoch']}" in report.entry
-    assert f"evaluate_every: {best['trials'][0]['best_epoch']}" in report.entry
+            wanted = official[official[:, 0] == int(names["users"][user])][places, 1].astype(str)
+            items = [names["items"][item] if item >= 0 else None for item in rows["item"]]
+            assert items == [item if item in names["items"] else None for item in wanted]
+    (told,) = [note for note in read_json(there / "report.json")["notes"] if "own validation part" in note]
+    assert "120 of the files' own validation part are left out" in told  # two of each user
 
 
-def test_rows_stay_theirs_when_a_table_changes_how_it_searches(tmp_path, settings, data, untracked):
+def test_a_search_on_training_rows_chooses_the_number_of_epochs(searched, settings, data, untracked):
+    report = tune.for_table(searched, settings, data, "diffrec", 2)
+    kept = read_json(Reproduction(settings.root, "small").result("-tuning.json"))["variants"]["diffrec"]
+    assert kept["search_on"] == 0.1
+    best = kept["trials"][0]["best_epoch"]
+    trainer = YAML(typ="safe").load(report.entry)["diffrec"]["trainer"]
+    assert (trainer["epochs"], trainer["evaluate_every"]) == (best, best)
+
+
+def test_rows_with_time_weights_are_compared_whatever_their_lowest_weight(tmp_path, settings, data, untracked):
     text = DIFFREC.format(sha256=sha256(data / "official" / "small.zip"))
-    reproduce.run(a_table(tmp_path, text), settings, data)
-    trained = list(untracked)
-    reproduce.run(a_table(tmp_path, text + "search_on: 0.1\n"), settings, data)
-    assert untracked == trained
+    text = text.replace("ease: {model", "ease: {weighting: {kind: linear, low: 0.1}, model")
+    text = text.replace("diffrec: {model", "diffrec: {weighting: {kind: linear, low: 0.4}, model")
+    reproduce.run(a_table(tmp_path, text), settings, data, ["most_pop", "ease", "diffrec"], seeds=1)
+    assert [(one["simple"], one["learned"]) for one in document(settings)["ahead"]] == [("ease", "diffrec")]

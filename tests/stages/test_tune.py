@@ -206,6 +206,22 @@ def test_a_trial_behind_the_median_is_broken_off_and_recorded(space, monkeypatch
     assert pruned.valid is not None
 
 
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_trial_has_twenty_judged_epochs_before_it_may_be_broken_off(every):
+    study = tune._in_memory(optuna.create_study(direction="maximize"), every)
+    for _ in range(5):
+        trial = study.ask()
+        for judged in range(1, 31):
+            trial.report(0.5, judged * every)
+        study.tell(trial, 0.5)
+    behind = study.ask()
+    ended = []
+    for judged in range(1, 31):
+        behind.report(0.1, judged * every)
+        ended += [judged] * int(behind.should_prune())
+    assert ended == list(range(20, 31))
+
+
 def test_a_trial_whose_numbers_run_away_counts_and_comes_last(space, monkeypatch):
     fit, heard = tune.fit, []
 

@@ -15,7 +15,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 from ibis.backends import BaseBackend
 
-from noise2next.config import Dataset, parse_threshold
+from noise2next.config import OFFICIAL, Dataset, parse_threshold
 from noise2next.data.splitting import PARTS, Cuts, event_order, leakage, time_cuts, with_parts
 from noise2next.data.tables import rows_in, stored, write_ordered
 from noise2next.errors import UserError
@@ -46,7 +46,7 @@ def prepare(
     Raises UserError where a filter or the split leaves nothing.
     """
     raw = backend.read_parquet(source, table_name="ingested")
-    filtered = dataset.split.kind != "official"
+    filtered = dataset.split.kind not in OFFICIAL
     chosen = positive_rows(raw, dataset.positive) if filtered and dataset.positive else raw
     rows = {"ingested": rows_in(source)}
     rows["positive"] = rows["ingested"] if chosen is raw else _count(chosen)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noise2next.config import Dataset, parse_threshold
+from noise2next.config import OFFICIAL, Dataset, parse_threshold
 from noise2next.data.tables import connect
 
 DAY = 86_400_000_000  # microseconds
@@ -33,7 +33,7 @@ def wrong_columns(interactions: Path, dataset: Dataset) -> list[str]:
     """What the dataset promises and the file lacks or holds as another type, as `time: not there`."""
     promised = ["user", "item", "row"]
     promised += ["time"] * dataset.has_order + ["rating"] * (dataset.columns.rating is not None)
-    promised += ["split"] * (dataset.split.kind == "official")
+    promised += ["split"] * (dataset.split.kind in OFFICIAL)
     schema: pa.Schema = pq.read_schema(interactions)
     wrong = [f"{name}: not there" for name in promised if name not in schema.names]
     for name, kind in TYPES.items():

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from ibis.backends import BaseBackend
 from numpy.typing import NDArray
 
-from noise2next.config import Dataset
+from noise2next.config import OFFICIAL, Dataset
 from noise2next.data.preparation import positive_rows
 
 DAY = 86_400_000_000  # microseconds
@@ -139,7 +139,7 @@ class IngestedLog:
 
     def _rows(self) -> ir.Table:
         log = self.backend.read_parquet(self.source, table_name=ibis.util.gen_name("ingested"))
-        positive = self.dataset.positive if self.dataset.split.kind != "official" else None
+        positive = self.dataset.positive if self.dataset.split.kind not in OFFICIAL else None
         return log if positive is None else positive_rows(log, positive)
 
 

@@ -13,7 +13,15 @@ from fractions import Fraction
 import ibis
 import ibis.expr.types as ir
 
-from noise2next.config import GlobalTime, LeaveOneOut, OfficialSplit, PerUserRatio, RandomRatio, SplitConfig
+from noise2next.config import (
+    GlobalTime,
+    LeaveOneOut,
+    OfficialSplit,
+    OfficialTrain,
+    PerUserRatio,
+    RandomRatio,
+    SplitConfig,
+)
 
 PARTS = ("train", "valid", "test")
 
@@ -32,12 +40,12 @@ def event_order(log: ir.Table) -> list[str]:
 
 
 def with_parts(log: ir.Table, config: SplitConfig, cuts: Cuts | None) -> ir.Table:
-    """`log` with a column `part`; every row is in exactly one part, but for those that `valid_of_train` leaves out."""
+    """`log` with a column `part`; every row that the split takes is in exactly one part."""
     match config:
-        case OfficialSplit(valid_of_train=None):
+        case OfficialSplit():
             return log.mutate(part=log["split"])
-        case OfficialSplit(valid_of_train=float(share)):
-            return _held_back(log, share)
+        case OfficialTrain():
+            return _held_back(log, config.valid)
         case PerUserRatio():
             return _ratio(log, config.valid, config.test, event_order(log))
         case RandomRatio():
@@ -84,7 +92,7 @@ def _ratio(log: ir.Table, valid: float, test: float, order: list[str]) -> ir.Tab
 def _held_back(log: ir.Table, share: float) -> ir.Table:
     """Of a user's n training rows the last max(1, floor(share n)) are validation, where one or more are left to train.
 
-    Test rows stay what they are; the files' own validation rows are no part of it.
+    Test rows stay test rows; the files' own validation rows are left out.
     """
     named = log.filter(log["split"] != "valid")
     rows = _ranked(named, event_order(named), ["user", "split"])
@@ -105,7 +113,7 @@ def _leave_one_out(log: ir.Table) -> ir.Table:
 
 
 def _ranked(log: ir.Table, order: list[str], within: Sequence[str] = ("user",)) -> ir.Table:
-    """With each row's `rank` in its user's history, from 0, and the history's length `n`; or in its part of it."""
+    """With each row's `rank` among those that share the columns `within`, from 0, and their number `n`."""
     return log.mutate(
         rank=ibis.row_number().over(group_by=list(within), order_by=order),
         n=log.count().over(ibis.window(group_by=list(within))),

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from noise2next.config import Dataset, Frozen, Params, load_params
+from noise2next.config import OFFICIAL, Dataset, Frozen, Params, load_params
 from noise2next.data.ingestion import DUPLICATE
 from noise2next.data.pieces import delivered, folder_files
 from noise2next.data.validation_report import ValidationReport, percent
@@ -90,7 +90,7 @@ def _refuse_kind(params: Params, space: Workspace) -> None:
     entry = params.dataset(space.dataset)
     if space.dataset == SAMPLE:
         raise UserError("land: sample is the generated log; give yours a name with `noise2next datasets add NAME FILE`")
-    if entry.split.kind == "official":
+    if entry.split.kind in OFFICIAL:
         raise UserError(
             f"land: {space.dataset} has an official split, which further rows would break; add them as a dataset of"
             " their own with `noise2next datasets add`"

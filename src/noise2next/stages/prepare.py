@@ -9,9 +9,9 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from noise2next.config import Dataset, Frozen, Params
+from noise2next.config import OFFICIAL, Dataset, Frozen, Params
 from noise2next.data.preparation import Prepared, prepare
-from noise2next.data.splitting import Cuts
+from noise2next.data.splitting import PARTS, Cuts
 from noise2next.data.tables import connect
 from noise2next.errors import UserError
 from noise2next.workspace import MANIFEST, Workspace, digest, read_json, require, sha256, verify, write_json, writing
@@ -109,26 +109,27 @@ def _report(params: Params, name: str, dataset: Dataset, prepared: Prepared, fol
         unlearnable=prepared.unlearnable,
         cold_users=prepared.cold_users,
         leakage=prepared.leakage,
-        notes=_notes(dataset),
+        notes=_notes(dataset, prepared),
         data_version=_version(folder),
     )
 
 
-def _notes(dataset: Dataset) -> list[str]:
+def _notes(dataset: Dataset, prepared: Prepared) -> list[str]:
     notes = []
-    if dataset.split.kind == "official":
+    if dataset.split.kind in OFFICIAL:
         notes.append("official split: rows are as the files say; positive, repeats and k_core are not applied")
     if dataset.split.kind == "official" and dataset.format == "diffrec":
         notes.append(
             "in DiffRec's official files every user's test rows are older than the validation rows, "
             "so reading validation at test time would be a leak"
         )
-    if dataset.split.kind == "official" and dataset.split.valid_of_train is not None:
+    if dataset.split.kind == "official_train":
+        left_out = prepared.rows["ingested"] - sum(prepared.rows[part] for part in PARTS)
         notes.append(
-            f"valid_of_train: the newest of each user's training rows, {dataset.split.valid_of_train:.3g} of them, are "
-            "the validation part, and the files' own is left out"
+            f"validation is of each user's newest training rows; {left_out:,} of the files' own validation part are "
+            "left out"
         )
-    if dataset.split.kind != "official" and dataset.k_core > 1:
+    if dataset.split.kind not in OFFICIAL and dataset.k_core > 1:
         notes.append(
             "k_core counts the whole log, as published preprocessing does: who is kept depends on later rows too"
         )

@@ -167,7 +167,7 @@ def _key(table: Table, name: str, seed: int, version: str) -> str:
         "trainer": table.trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "cutoffs": table.evaluation.cutoffs,
         "forms": sorted(table.forms),
-        "split": table.dataset.split.model_dump(mode="json", exclude_none=True),
+        "split": table.dataset.split.model_dump(mode="json"),
         "data": version,
         "seed": seed,
         "release": __version__,

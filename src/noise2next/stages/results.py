@@ -365,9 +365,11 @@ def _conventions(found: Results) -> list[str]:
     by_source: dict[str, list[str]] = {}
     for name, source in sources.items():
         by_source.setdefault(source, []).append(name)
+    fixed = [row.variant for row in found.rows if _epochs_are_fixed(row)]
     return [
         "Full ranking over all items. A row's best epoch is chosen on validation "
         f"{found.main} with what a user has seen left out of the ranking.",
+        *([f"{', '.join(fixed)}: trained for a fixed number of epochs, of which the last is judged."] * bool(fixed)),
         *(
             [
                 "Without a mark, what a user has seen before is left out of the test lists; "
@@ -386,38 +388,42 @@ def _conventions(found: Results) -> list[str]:
     ]
 
 
+def _epochs_are_fixed(row: ResultRow) -> bool:
+    return "epochs" in row.trainer and row.trainer["epochs"] == row.trainer.get("evaluate_every")
+
+
 def _behind(found: Results) -> list[str]:
-    """Which learned rows a simple one is ahead of: a row for each such pair, a column for each form."""
-    if not found.ahead:
-        return []
-    columns = [column(found.main, form) for form in found.forms]
-    heads = [_short(found.main) + _mark(found, form) for form in found.forms]
-    by_pair: dict[tuple[str, str], dict[str, Ahead]] = {}
-    order = {row.variant: place for place, row in enumerate(found.rows)}
-    for one in sorted(found.ahead, key=lambda one: order[one.learned]):
-        by_pair.setdefault((one.learned, one.simple), {})[one.column] = one
+    """Which learned rows a simple one is ahead of, in each form the best of the simple ones."""
+    columns = {column(found.main, form): _short(found.main) + _mark(found, form) for form in found.forms}
+    ahead = {(one.learned, one.column): one for one in found.ahead}
     rows = [
-        f"| {' | '.join([*pair, *(_gain(found, each[name]) if name in each else 'not ahead' for name in columns)])} |"
-        for pair, each in by_pair.items()
+        f"| {row.variant} | {' | '.join(_gain(found, ahead.get((row.variant, name))) for name in columns)} |"
+        for row in found.rows
+        if any((row.variant, name) in ahead for name in columns)
     ]
+    if not rows:
+        return []
     return [
         "## Where a simple baseline is ahead",
         "",
-        f"By how much {found.main}, and its interval ({found.evaluation.confidence:.0%} of users, bootstrap, paired); "
-        "the simple row is the best with the same kind of time weights.",
+        f"By how much {found.main}, with a {found.evaluation.confidence:.0%} interval over users (bootstrap, paired); "
+        "of the simple rows the best with the same kind of time weights.",
         "",
-        f"| {' | '.join(['learned', 'simple', *heads])} |",
-        f"|{'---|' * (2 + len(heads))}",
+        f"| learned | {' | '.join(columns.values())} |",
+        f"|{'---|' * (1 + len(columns))}",
         *rows,
         "",
     ]
 
 
-def _gain(found: Results, ahead: Ahead) -> str:
+def _gain(found: Results, ahead: Ahead | None) -> str:
+    if ahead is None:
+        return "none is"
+    told = f"{ahead.simple} by {_shown(found, ahead.gain)}"
     if ahead.low is None or ahead.high is None:
-        return f"{_shown(found, ahead.gain)} (judged on different machines, so not paired)"
+        return f"{told} (judged on different machines, so not paired)"
     chance = "" if ahead.low > 0 else ", may be chance"
-    return f"{_shown(found, ahead.gain)} ({_shown(found, ahead.low)} to {_shown(found, ahead.high)}{chance})"
+    return f"{told} ({_shown(found, ahead.low)} to {_shown(found, ahead.high)}{chance})"
 
 
 def _stopped(found: Results) -> list[str]:

@@ -15,6 +15,7 @@ from noise2next.config import (
     Dataset,
     EvaluationConfig,
     Frozen,
+    OfficialTrain,
     Params,
     Share,
     TrainerConfig,
@@ -59,7 +60,7 @@ class Table(Frozen):
     trainer: TrainerConfig
     evaluation: EvaluationConfig
     seeds: PositiveInt = 3
-    search_on: Share | None = None  # of each user's training rows, the newest: what a search judges; None: validation
+    search_on: Share | None = None  # of each user's training rows, the newest: searches judge on them; None: on valid
     variants: Mapping[str, Variant]
     latent_variants: Mapping[str, Variant] = {}  # those that are trained on item clusters
     rows: Mapping[str, Row]
@@ -75,7 +76,7 @@ class Table(Frozen):
             raise ValueError(f"rows name unknown variants: {', '.join(sorted(strangers))}")
         if self.main not in self.metrics:
             raise ValueError(f"main {self.main!r} is not among the metrics")
-        if self.dataset.split.kind != "official" or self.dataset.split.valid_of_train is not None:
+        if self.dataset.split.kind != "official":
             raise ValueError("a table is of an official split")
         if "masked" not in self.forms or not self.dataset.split.mask_seen:
             raise ValueError("the best epoch is chosen with what was seen left out, so a table has the form masked")
@@ -101,12 +102,11 @@ class Table(Frozen):
         return tuple(column(metric, form) for form in self.forms for metric in self.metrics)
 
     def searched(self) -> Table:
-        """The table as a search sees it: with `search_on` of training rows alone, judged on the newest."""
+        """The table as a search has it: with `search_on` its validation part is of each user's training rows."""
         if self.search_on is None:
             return self
-        split = self.dataset.split.model_copy(update={"valid_of_train": self.search_on})
-        dataset = self.dataset.model_copy(update={"split": split})
-        return self.model_copy(update={"dataset": dataset})
+        split = OfficialTrain(valid=self.search_on, history=self.dataset.split.history)
+        return self.model_copy(update={"dataset": self.dataset.model_copy(update={"split": split})})
 
     def params(self, seed: int, mask_seen: bool = True) -> Params:
         """What the stages take. `mask_seen` is of the evaluation; the table's own also chooses the best epoch."""

@@ -86,13 +86,13 @@ def for_table(
 ) -> TuneReport:
     """Search until there are `trials` of `variant` of a table; they are written beside it, its YAML is a person's.
 
-    Where the table has searches judged on training rows held back (`search_on`), the validation part is of no use for
-    choosing an epoch either: the entry then has the best trial's number of epochs, and is judged after the last alone.
+    Where the table has its searches judged on training rows (`search_on`), those also choose the number of epochs: the
+    entry trains for as many as the best trial had at its best, and is judged after the last alone.
 
     Raises UserError as `for_dataset`, and where the table's official file is not there.
     """
     searched, place = table.searched(), Reproduction(settings.root, table.name)
-    work = place if table.search_on is None else Reproduction(settings.root, f"{table.name}-search")
+    work = place if table.search_on is None else place.searches
     params, space = searched.params(seed), reproduce.ready(searched, work, settings, data, variant, seed)
     tried = search(params, space, settings, variant, trials)
     best = _best(tried, variant)
@@ -250,6 +250,7 @@ def _stored(
         "choices": dict(choices),
         "trainer": params.trainer.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "seed": params.seed,
+        "warm_up": WARM_UP,
         "release": __version__,
     }
     name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
