@@ -148,6 +148,15 @@ def test_the_page_says_which_simple_row_is_ahead_paired_over_users(table, settin
     )
 
 
+@pytest.mark.parametrize(("trainer", "fixed"), [({"epochs": 7}, False), ({"epochs": 7, "evaluate_every": 7}, True)])
+def test_a_row_that_chose_no_epoch_is_said_to_have_chosen_none(trainer, fixed, table, settings, data, untracked):
+    reproduce.run(table, settings, data, ["ease"])
+    found = results.Results.model_validate(document(settings))
+    (row,) = found.rows
+    text = results.page(found.model_copy(update={"rows": [row.model_copy(update={"trainer": trainer})]}))
+    assert ("- ease: trained for a fixed number of epochs" in text) is fixed
+
+
 def test_a_finished_run_is_not_repeated_and_a_new_seed_adds_to_it(table, settings, data, untracked):
     reproduce.run(table, settings, data, ["diffrec"], seeds=1)
     first = document(settings)
