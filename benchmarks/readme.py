@@ -155,8 +155,8 @@ def _ml1m() -> str:
     told = (
         "`ml-1m_clean` as DiffRec's authors ship it, official split, input train, full ranking, best epoch by "
         f"validation where an entry does not fix their number. {verdict}In these files each user's `test` rows are "
-        "*older* than the `valid` rows, so feeding `valid` at test time would be a leak, and no row here does. Settings, "
-        "intervals, seeds and versions: "
+        "*older* than the `valid` rows, so feeding `valid` at test time would be a leak, and no row here does. "
+        "Settings, intervals, seeds and versions: "
         "[docs/results/diffrec-ml1m-clean.md](docs/results/diffrec-ml1m-clean.md)."
     )
     return "\n".join([*lines, "", told])
