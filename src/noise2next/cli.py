@@ -523,7 +523,10 @@ def tune(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a variant's settings on validation: the best become the dataset's preset, or stand beside the table."""
+    """Search a variant's settings on validation: the best become the dataset's preset, or stand beside the table.
+
+    A table may hold back training rows for it (its `search_on`); they are its validation then.
+    """
     from noise2next.stages import tune as stage
     from noise2next.stages.tables import load_table
 

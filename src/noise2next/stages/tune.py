@@ -54,7 +54,7 @@ class Tried(Frozen):
 
 
 class TuneReport(Frozen):
-    """What was found; `entry` is what the best settings change, as YAML."""
+    """What was found; `valid` is of the rows that the trials were judged on, `entry` what they change, as YAML."""
 
     dataset: str
     variant: str
