@@ -231,7 +231,8 @@ class Dataset(Frozen):
             )
         if self.format == "diffrec" and self.split.kind not in OFFICIAL:
             raise ValueError(
-                "DiffRec's files number each part's rows anew, so they cannot be split again: set official"
+                "DiffRec's files number each part's rows anew, so they cannot be split again: set split.kind to "
+                f"{' or '.join(OFFICIAL)}"
             )
         if self.format == "diffrec" and self.split.kind == "official" and self.split.history != "train":
             raise ValueError("DiffRec's validation rows are newer than its test rows: set split.history to train")

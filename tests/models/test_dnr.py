@@ -132,11 +132,14 @@ def test_only_the_target_is_noised(chosen: float | None, scale: float, monkeypat
 
 
 @pytest.mark.parametrize(("chosen", "deviation"), [(None, 0.125), (0.5, 0.5)])
-def test_item_vectors_begin_at_length_one_or_at_the_deviation_that_is_said(
+def test_items_classes_and_estimates_begin_at_length_one_or_at_the_deviation_that_is_said(
     chosen: float | None, deviation: float
 ) -> None:
     made = DNR(DNR.Config(embedding_size=64, embedding_deviation=chosen), 2000)
-    assert float(made.items.weight.detach().std()) == pytest.approx(deviation, rel=0.02)
+    for table in (made.items.weight, made.classes):
+        assert float(table.detach().std()) == pytest.approx(deviation, rel=0.02)
+    estimate = made.norm(100 * torch.randn(5, 64))
+    torch.testing.assert_close(estimate.norm(dim=1), torch.full((5,), 8 * deviation))
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -176,6 +179,24 @@ def test_the_added_transition_has_the_first_beta_or_the_variance_that_is_said(
 ) -> None:
     expected = float(embedding_betas("truncated-linear", 12)[0]) ** 0.5 if chosen is None else deviation or 0.0
     assert model(added_variance=chosen).added_deviation == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("chosen", "scale"), [(None, 8**0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("ce_on", ["clean", "pred"])
+def test_an_item_is_told_by_its_scaled_product(
+    ce_on: Any, chosen: float | None, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-log softmax over items of scale <x, E v> + b, with x the clean vector or its estimate; in scores alike."""
+    made, batch = model(ce_on=ce_on, tie=True, logit_scale=chosen, added_variance=0.0), samples()
+    nn.init.normal_(made.bias)
+    told = torch.randn(len(batch), 8)
+    monkeypatch.setattr(made, "_denoise", lambda *_: told)
+    wanted = batch.items[batch.indptr[1:] - 1]
+    x = told if ce_on == "pred" else made.items(wanted)
+    logits = scale * x @ made.items.weight.T + made.bias
+    expected = (logits.logsumexp(dim=1) - logits[torch.arange(len(batch)), wanted]).mean()
+    torch.testing.assert_close(made.loss(batch, "train", Clock())["cross_entropy"], expected)
+    torch.testing.assert_close(made._logits(told[:, None]), scale * told @ made.items.weight.T + made.bias)
 
 
 @pytest.mark.parametrize(("ce_on", "moves"), [("clean", False), ("pred", True)])
@@ -222,7 +243,7 @@ def test_tied_classes_are_the_items_themselves() -> None:
     names = [set(dict(one.named_parameters())) for one in (own, tied)]
     assert names[0] - names[1] == {"classes"}
     vectors = tied.restore(queries(), range(2)).mean(dim=1)
-    expected = F.linear(vectors, tied.items.weight, tied.bias)
+    expected = F.linear(8**0.5 * vectors, tied.items.weight, tied.bias)
     torch.testing.assert_close(tied.score(queries()), expected)
 
 
@@ -255,7 +276,8 @@ def test_scores_depend_on_the_seed_and_the_user_alone(chain: bool) -> None:
 
 def test_many_seeds_are_the_mean_of_the_logits_of_each() -> None:
     made, asked = model(seeds=5), queries()
-    each = [F.linear(made.restore(asked, [draw])[:, 0], made.classes, made.bias).detach() for draw in range(5)]
+    vectors = [8**0.5 * made.restore(asked, [draw])[:, 0] for draw in range(5)]
+    each = [F.linear(one, made.classes, made.bias).detach() for one in vectors]
     assert (each[0] - each[1]).abs().max() > 1e-3
     np.testing.assert_allclose(made.score(asked), torch.stack(each).mean(0), atol=1e-5)
 
@@ -325,7 +347,7 @@ class TestDNR(SequenceLaws):
 
 class TestDNRWithItemsToldFromTheEstimate(SequenceLaws):
     model = "noise2next.models.dnr.DNR"
-    options: ClassVar = {**SMALL, "steps": 5, "schedule": "cosine", "ce_on": "pred", "tie": True, "mse_weight": 0.01}
+    options: ClassVar = {**SMALL, "steps": 5, "schedule": "cosine", "ce_on": "pred", "tie": True, "mse_weight": 0.1}
     trainer = TrainerConfig(
         epochs=28, batch_size=64, evaluate_every=4, patience=28, metric="recall@1", learning_rate=0.01
     )

@@ -35,14 +35,13 @@ class DNR(Trainable):
     An item v becomes h^0 ~ N(E v, s^2), h^0 becomes h^n by n = 1..M steps of noise, and a Transformer reads h^0 from
     [history, h^n]. Steps are t = n - 1 in the code.
 
-    Three things differ from the notes on the paper, where the noise drowns the rest. Item vectors begin at length 1
+    Four things differ from the notes on the paper, where the noise drowns the rest. Item vectors begin at length 1
     and not D^(1/4): at first, noise of length sqrt(D) hides them at all but the first steps. In the history they count
-    sqrt(D)-fold (Vaswani et al., 2017, section 3.4), beside step vectors of length sqrt(D / 2). And the estimate is
-    what the blocks add in the target's place, without the noised vector that they add it to. `embedding_deviation`
-    D^(-1/4), `history_scale` 1 and `slot_residual` give the form of the notes.
-
-    Where the cross-entropy outweighs the squared error (`ce_on: pred` and a small `mse_weight`), estimates grow longer
-    than items. They rank well in one step; a `chain` of them is no longer the process's own.
+    sqrt(D)-fold (Vaswani et al., 2017, section 3.4), beside step vectors of length sqrt(D / 2). The estimate is what
+    the blocks add in the target's place, without the noised vector that they add it to. And an item is told by
+    sqrt(D) times the product of two such vectors: without the factor only an estimate much longer than any item could
+    tell it, which the squared error forbids, and which a `chain` is not made for. `embedding_deviation` D^(-1/4),
+    `history_scale` 1, `slot_residual` and `logit_scale` 1 give the form of the notes.
     """
 
     reads_order = True
@@ -62,6 +61,7 @@ class DNR(Trainable):
         tie: bool = False  # items are told by E itself instead of a softmax layer of their own
         embedding_deviation: PositiveFloat | None = None  # of the items' first vectors, N(0, s^2); None: D^(-1/2)
         history_scale: PositiveFloat | None = None  # of the history's vectors; None: sqrt(D)
+        logit_scale: PositiveFloat | None = None  # of the products that tell an item; None: sqrt(D)
         slot_residual: bool = False  # what is read in the target's place is all that stands there
         seeds: PositiveInt = 10  # S, draws of noise that a list is the mean of
         chain: bool = False  # every reverse step instead of the first alone
@@ -84,6 +84,7 @@ class DNR(Trainable):
         self.step_sampler = StepSampler(config.steps)
         self.items = nn.Embedding(n_items, size)
         self.history_scale = config.history_scale or size**0.5
+        self.logit_scale = config.logit_scale or size**0.5
         self.positions = nn.Embedding(config.max_length + 1, size)  # by age: the target's place is number 0
         steps = interleaved_step_embedding(torch.arange(1, config.steps + 1), size).float()
         self.register_buffer("step_vectors", steps, persistent=False)
@@ -92,10 +93,11 @@ class DNR(Trainable):
         self.norm = nn.LayerNorm(size)
         self.classes = None if config.tie else nn.Parameter(torch.empty(n_items, size))
         self.bias = nn.Parameter(torch.zeros(n_items))
-        nn.init.normal_(self.items.weight, std=config.embedding_deviation or size**-0.5)
-        for table in (self.positions.weight, *([] if self.classes is None else [self.classes])):
-            nn.init.normal_(table, std=size**-0.25)  # N(0, 1 / sqrt(D)), the second a variance as all that stand there
-        nn.init.constant_(self.norm.weight, size**-0.25)  # estimates begin as long as the notes' items, D^(1/4)
+        deviation = config.embedding_deviation or size**-0.5
+        for table in (self.items.weight, *([] if self.classes is None else [self.classes])):
+            nn.init.normal_(table, std=deviation)
+        nn.init.normal_(self.positions.weight, std=size**-0.25)  # N(0, 1 / sqrt(D)), the second a variance
+        nn.init.constant_(self.norm.weight, deviation)  # estimates begin as long as items
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class DNR(Trainable):
         terms = {
             "denoising": self.config.mse_weight * (errors / divisor).mean(),
             "cross_entropy": softmax_cross_entropy(
-                told_from, self._classes(), batch.items[_newest(packing)], self.bias
+                self.logit_scale * told_from, self._classes(), batch.items[_newest(packing)], self.bias
             ),
         }
         if self.config.prior_weight:
@@ -194,7 +196,7 @@ class DNR(Trainable):
 
     def _logits(self, estimates: Tensor) -> Tensor:
         """The mean over draws: [B, S, D] -> [B, I]. Logits are an affine function, so the vectors' mean gives it."""
-        return F.linear(estimates.mean(dim=1), self._classes(), self.bias)
+        return F.linear(self.logit_scale * estimates.mean(dim=1), self._classes(), self.bias)
 
     def _estimates(self, asked: Queries, draws: Sequence[int]) -> Iterator[Tensor]:
         """What the reverse chain takes h^0 for at n = M, M - 1, ..., 1: [B, S, D] each. `asked` as `_asked` has it."""
