@@ -258,7 +258,7 @@ class TrainerConfig(Frozen):
     learning_rate: PositiveFloat = 1e-3
     decay_every: PositiveInt | None = None  # epochs, after each of which the learning rate is multiplied by `decay`
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1
-    weight_decay: NonNegativeFloat = 0.0  # AdamW's: times the learning rate, the share that an update takes off
+    weight_decay: NonNegativeFloat = 0.0  # AdamW's: an update takes this share, times its rate, off every number
     evaluate_every: PositiveInt = 1  # epochs
     patience: PositiveInt = 20  # epochs without a better validation metric
     metric: str = "recall@20"

@@ -132,14 +132,21 @@ def test_only_the_target_is_noised(chosen: float | None, scale: float, monkeypat
 
 
 @pytest.mark.parametrize(("chosen", "deviation"), [(None, 0.125), (0.5, 0.5)])
-def test_items_classes_and_estimates_begin_at_length_one_or_at_the_deviation_that_is_said(
-    chosen: float | None, deviation: float
-) -> None:
+def test_items_classes_and_estimates_begin_at_one_length(chosen: float | None, deviation: float) -> None:
     made = DNR(DNR.Config(embedding_size=64, embedding_deviation=chosen), 2000)
     for table in (made.items.weight, made.classes):
         assert float(table.detach().std()) == pytest.approx(deviation, rel=0.02)
-    estimate = made.norm(100 * torch.randn(5, 64))
-    torch.testing.assert_close(estimate.norm(dim=1), torch.full((5,), 8 * deviation))
+    estimates = made.eval().restore(queries(), range(2))
+    np.testing.assert_allclose(estimates.norm(dim=2), 8 * deviation, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("deviation", [None, 64**-0.25, 1.0])
+def test_logits_begin_alike_wherever_vectors_begin(deviation: float | None, tie: bool) -> None:
+    """With deviation 1, as the notes have it: estimates of length D^(1/4), classes N(0, 1 / sqrt(D))."""
+    torch.manual_seed(0)
+    made = DNR(DNR.Config(embedding_size=64, embedding_deviation=deviation, tie=tie, seeds=1), 2000).eval()
+    assert float(made.score(queries((9, 7, 5, 2))).std()) == pytest.approx(1, rel=0.2)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -181,13 +188,13 @@ def test_the_added_transition_has_the_first_beta_or_the_variance_that_is_said(
     assert model(added_variance=chosen).added_deviation == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("chosen", "scale"), [(None, 8**0.5), (1.0, 1.0)])
+@pytest.mark.parametrize(("deviation", "scale"), [(None, 8**0.5), (8**-0.25, 1.0)])
 @pytest.mark.parametrize("ce_on", ["clean", "pred"])
 def test_an_item_is_told_by_its_scaled_product(
-    ce_on: Any, chosen: float | None, scale: float, monkeypatch: pytest.MonkeyPatch
+    ce_on: Any, deviation: float | None, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """-log softmax over items of scale <x, E v> + b, with x the clean vector or its estimate; in scores alike."""
-    made, batch = model(ce_on=ce_on, tie=True, logit_scale=chosen, added_variance=0.0), samples()
+    made, batch = model(ce_on=ce_on, tie=True, embedding_deviation=deviation, added_variance=0.0), samples()
     nn.init.normal_(made.bias)
     told = torch.randn(len(batch), 8)
     monkeypatch.setattr(made, "_denoise", lambda *_: told)

@@ -35,13 +35,14 @@ class DNR(Trainable):
     An item v becomes h^0 ~ N(E v, s^2), h^0 becomes h^n by n = 1..M steps of noise, and a Transformer reads h^0 from
     [history, h^n]. Steps are t = n - 1 in the code.
 
-    Four things differ from the notes on the paper, where the noise drowns the rest. Item vectors begin at length 1
+    Three things differ from the notes on the paper, where the noise drowns the rest. Item vectors begin at length 1
     and not D^(1/4): at first, noise of length sqrt(D) hides them at all but the first steps. In the history they count
     sqrt(D)-fold (Vaswani et al., 2017, section 3.4), beside step vectors of length sqrt(D / 2). The estimate is what
-    the blocks add in the target's place, without the noised vector that they add it to. And an item is told by
-    sqrt(D) times the product of two such vectors: without the factor only an estimate much longer than any item could
-    tell it, which the squared error forbids, and which a `chain` is not made for. `embedding_deviation` D^(-1/4),
-    `history_scale` 1, `slot_residual` and `logit_scale` 1 give the form of the notes.
+    the blocks add in the target's place, without the noised vector that they add it to. `embedding_deviation` D^(-1/4),
+    `history_scale` 1 and `slot_residual` give the form of the notes.
+
+    Logits are products of vectors, times what lets them begin as in the notes wherever vectors begin: sqrt(D) at
+    length 1. Without it estimates would have to outgrow the items, which the squared error and the `chain` do not bear.
     """
 
     reads_order = True
@@ -59,9 +60,8 @@ class DNR(Trainable):
         ce_on: Literal["clean", "pred"] = "clean"  # what tells the item: h^0, as the bound has it, or its estimate
         prior_weight: NonNegativeFloat = 0.0  # of the norm that is left of h^0 after M steps; 1 in the bound
         tie: bool = False  # items are told by E itself instead of a softmax layer of their own
-        embedding_deviation: PositiveFloat | None = None  # of the items' first vectors, N(0, s^2); None: D^(-1/2)
+        embedding_deviation: PositiveFloat | None = None  # of items and classes at first, N(0, s^2); None: D^(-1/2)
         history_scale: PositiveFloat | None = None  # of the history's vectors; None: sqrt(D)
-        logit_scale: PositiveFloat | None = None  # of the products that tell an item; None: sqrt(D)
         slot_residual: bool = False  # what is read in the target's place is all that stands there
         seeds: PositiveInt = 10  # S, draws of noise that a list is the mean of
         chain: bool = False  # every reverse step instead of the first alone
@@ -84,7 +84,6 @@ class DNR(Trainable):
         self.step_sampler = StepSampler(config.steps)
         self.items = nn.Embedding(n_items, size)
         self.history_scale = config.history_scale or size**0.5
-        self.logit_scale = config.logit_scale or size**0.5
         self.positions = nn.Embedding(config.max_length + 1, size)  # by age: the target's place is number 0
         steps = interleaved_step_embedding(torch.arange(1, config.steps + 1), size).float()
         self.register_buffer("step_vectors", steps, persistent=False)
@@ -94,6 +93,7 @@ class DNR(Trainable):
         self.classes = None if config.tie else nn.Parameter(torch.empty(n_items, size))
         self.bias = nn.Parameter(torch.zeros(n_items))
         deviation = config.embedding_deviation or size**-0.5
+        self.logit_scale = 1 / (deviation**2 * size**0.5)  # first vectors have products of D deviation^2 at most
         for table in (self.items.weight, *([] if self.classes is None else [self.classes])):
             nn.init.normal_(table, std=deviation)
         nn.init.normal_(self.positions.weight, std=size**-0.25)  # N(0, 1 / sqrt(D)), the second a variance
