@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from noise2next.evaluation.charts import two_digits
 from noise2next.workspace import read_json, write_atomically, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +127,7 @@ def _next_item() -> str:
             mean, known = row["mean"], (row["references"] or {}).get("published", {})
             figures = [mean[f"{metric}@10{form}"] for form in (" unmasked", "") for metric in ("hit_rate", "ndcg")]
             epochs = (
-                "" if row["simple"] else f"{row['epochs']:.0f}" + (", stopped by the budget" * bool(row["stopped"]))
+                "" if row["simple"] else two_digits(row["epochs"]) + (", stopped by the budget" * bool(row["stopped"]))
             )
             published = [known.get(f"{metric}@10 unmasked") for metric in ("hit_rate", "ndcg")]
             lines.append(

@@ -491,7 +491,9 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(min=1, help="Train each learned row under seeds 1 to this.")] = None,
     budget: Annotated[
         float | None,
-        typer.Option(min=0, metavar="MINUTES", help="End a run's training after the epoch in which these are spent."),
+        typer.Option(
+            min=0, metavar="MINUTES", help="End a run's training once these are spent, and judge it as it is."
+        ),
     ] = None,
     variants: Annotated[str | None, typer.Option(help="Rows with commas between; every row when left out.")] = None,
     data: Annotated[

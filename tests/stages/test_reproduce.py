@@ -236,7 +236,7 @@ def test_a_row_of_another_machine_gives_way_to_as_much_training(table, settings,
     reproduce.run(table, other, data, ["diffrec"], seeds=1)
     assert document(other)["rows"][0] == document(settings)["rows"][0]  # two seeds say more than one
     reproduce.run(table, other, data, ["diffrec"], budget_minutes=0)
-    assert document(other)["rows"][0]["epochs"] == 3  # seed 2 stopped after the first epoch
+    assert document(other)["rows"][0]["epochs"] == 3  # seed 2 stopped within the first epoch
     reproduce.run(table, other, data, ["diffrec"])
     fresh, old = document(other)["rows"][0], document(settings)["rows"][0]
     assert fresh["seconds_training"] != old["seconds_training"]
@@ -264,9 +264,9 @@ def test_a_budget_stops_a_run_with_its_curve_told_and_a_larger_one_goes_on(table
     report = reproduce.run(table, settings, data, ["diffrec"], budget_minutes=0)
     assert report.stopped_by_budget == ["diffrec"]
     row = document(settings)["rows"][0]
-    assert row["stopped"] == {"1": 1, "2": 1}
-    assert [len(run["curve"]) for run in row["runs"]] == [1, 1]
-    assert "- diffrec: seed 1 after epoch 1, seed 2 after epoch 1" in page(settings)
+    assert row["stopped"] == {"1": pytest.approx(16 / 60), "2": pytest.approx(16 / 60)}  # one batch
+    assert [[epoch for epoch, _ in run["curve"]] for run in row["runs"]] == [[row["stopped"]["1"]]] * 2
+    assert "- diffrec: seed 1 after epoch 0.27, seed 2 after epoch 0.27 (" in page(settings)
     place = Reproduction(settings.root, "small")
     assert place.result("-curves.svg").is_file()
     reproduce.run(table, settings, data, ["diffrec"], budget_minutes=0)

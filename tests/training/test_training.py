@@ -411,7 +411,10 @@ def rising_and_falling(model):
 
 
 @pytest.mark.parametrize("every", [1, 4])
-def test_a_budget_ends_a_run_after_an_epoch_and_a_larger_one_goes_on_to_the_same_bytes(tmp_path, every):
+@pytest.mark.parametrize(("batches", "trained"), [(1, 20 / 64), (4, 1.0), (6, 1 + 40 / 64), (16, 4.0)])
+def test_a_budget_ends_a_run_after_a_batch_and_a_larger_one_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, every, batches, trained
+):
     def fresh():
         seed_everything(1)
         return diffrec()
@@ -419,9 +422,22 @@ def test_a_budget_ends_a_run_after_an_epoch_and_a_larger_one_goes_on_to_the_same
     choices = {"epochs": 9, "evaluate_every": every, "checkpoint_seconds": 1000}
     whole, stopped, resumed = fresh(), fresh(), fresh()
     unbroken = learn(whole, tmp_path / "whole", rising_and_falling, **choices)
-    first = learn(stopped, tmp_path / "paused", rising_and_falling, budget=0, **choices)
-    assert (first.stopped, first.epochs, first.best_epoch) == ("budget", 1, 1)
-    assert first.metrics == first.curve[0].metrics != {}
+    heard = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_spent", lambda trainer: trainer.at.batches >= batches)
+        first = learn(
+            stopped,
+            tmp_path / "paused",
+            rising_and_falling,
+            budget=0,
+            on_epoch=lambda *one: heard.append(one),
+            **choices,
+        )
+    assert (first.stopped, first.epochs) == ("budget", int(trained))
+    assert first.curve[-1].trained == trained
+    assert [one for one, _ in heard] == list(range(1, first.epochs + 1))  # a part of an epoch is not told as one
+    assert first.curve[-1].metrics != {}
+    assert first.metrics == max((one.metrics for one in first.curve if one.metrics), key=lambda one: one["recall@20"])
     assert not first.within(None)
     assert not first.within(first.seconds + 1)
     assert first.within(first.seconds)
@@ -429,24 +445,34 @@ def test_a_budget_ends_a_run_after_an_epoch_and_a_larger_one_goes_on_to_the_same
     second = learn(resumed, tmp_path / "paused", rising_and_falling, **choices)
     assert (second.stopped, unbroken.stopped) == ("epochs", "epochs")
     assert second.within(None)
-    shown = [[(one.epoch, one.loss, one.metrics) for one in report.curve] for report in (unbroken, second)]
+    shown = [[(one.trained, one.loss, one.metrics) for one in report.curve] for report in (unbroken, second)]
     assert shown[0] == shown[1]
     assert (second.best_epoch, second.metrics) == (unbroken.best_epoch, unbroken.metrics)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_a_budget_counts_the_seconds_of_all_resumptions(tmp_path):
-    def slow(model):
-        time.sleep(0.05)
-        return {"recall@20": 0.1}
+def test_a_budget_of_nothing_trains_one_batch(tmp_path):
+    model = Counter()
+    report = learn(model, tmp_path, budget=0, epochs=50)
+    assert len(model.heard) == 1
+    assert (report.stopped, report.epochs, report.best_epoch) == ("budget", 0, 1)
+    assert report.curve[0].told("recall@20").startswith("epoch 0.31, pull ")
 
-    first = learn(Counter(), tmp_path, slow, budget=0, epochs=50)
-    budget = first.seconds + 0.08
-    second = learn(Counter(), tmp_path, slow, budget=budget, epochs=50)
-    assert second.stopped == "budget"
-    assert second.curve[0] == first.curve[0]
-    assert second.seconds - second.curve[-1].seconds < budget <= second.seconds
+
+def test_a_budget_counts_the_seconds_of_all_resumptions(tmp_path):
+    class Slow(Counter):
+        def loss(self, batch, phase, clock):
+            time.sleep(0.02)
+            return super().loss(batch, phase, clock)
+
+    first, second = Slow(), Slow()
+    budget = learn(first, tmp_path, budget=0, epochs=50).seconds + 0.1
+    report = learn(second, tmp_path, budget=budget, epochs=50)
+    assert report.stopped == "budget"
+    assert report.seconds >= budget
+    assert second.heard[0][2] == 1  # goes on with the second batch
+    assert len(second.heard) <= 5  # of at least 0.02 s each, where 0.1 s were left
 
 
 # --- device and precision ---------------------------------------------------------------------------------------------

@@ -153,13 +153,14 @@ def duration(seconds: float) -> str:
     if seconds < 0.995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.5:
-        return f"{_two_digits(seconds)} s"
+        return f"{two_digits(seconds)} s"
     if seconds < 3570:
-        return f"{_two_digits(seconds / 60)} min"
-    return f"{_two_digits(seconds / 3600)} h"
+        return f"{two_digits(seconds / 60)} min"
+    return f"{two_digits(seconds / 3600)} h"
 
 
-def _two_digits(amount: float) -> str:
+def two_digits(amount: float) -> str:
+    """Two digits, or a whole number where that has more: 0.41, 3.5, 128."""
     return f"{amount:.2g}" if amount < 9.95 else f"{amount:.0f}"
 
 

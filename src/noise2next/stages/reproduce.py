@@ -225,11 +225,11 @@ def _finish(
             seconds_training=trained.seconds,
             seconds_evaluation=judged.seconds + time.monotonic() - began,
             peak_memory_mb=trained.peak_memory_mb,
-            epochs=trained.epochs,
+            epochs=trained.curve[-1].trained if trained.curve else 0,
             best_epoch=trained.best_epoch,
             stopped=trained.stopped,
             curve=[
-                (record.epoch, record.metrics[table.main]) for record in trained.curve if table.main in record.metrics
+                (record.trained, record.metrics[table.main]) for record in trained.curve if table.main in record.metrics
             ],
             device=trained.device,
             precision=trained.precision,

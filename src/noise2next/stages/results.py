@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from noise2next.config import EvaluationConfig, Frozen, TrainerConfig, Weighting
-from noise2next.evaluation.charts import duration
+from noise2next.evaluation.charts import duration, two_digits
 from noise2next.evaluation.significance import intervals, paired_difference, resampled_means
 from noise2next.stages import result_plots
 from noise2next.stages.tables import UNITS, Form, Table, column
@@ -38,10 +38,10 @@ class Run(Frozen):
     seconds_training: float
     seconds_evaluation: float
     peak_memory_mb: float  # of training with its validation
-    epochs: int
+    epochs: float  # trained; a budget may end within one
     best_epoch: int
     stopped: Literal["patience", "epochs", "budget", "solved"]
-    curve: list[tuple[int, float]]  # epoch, the main metric on validation
+    curve: list[tuple[float, float]]  # epochs trained, the main metric on validation
     device: str
     precision: str
     threads: int
@@ -75,7 +75,7 @@ class ResultRow(Frozen):
     seconds_evaluation: float
     peak_memory_mb: float  # largest over seeds
     epochs: float
-    stopped: dict[int, int]  # seed: the epoch after which the budget was spent
+    stopped: dict[int, float]  # seed: how many epochs the budget was enough for
     runs: list[Run]
 
 
@@ -432,7 +432,7 @@ def _stopped(found: Results) -> list[str]:
         return []
     told = [
         f"- {row.variant}: "
-        + ", ".join(f"seed {seed} after epoch {epoch}" for seed, epoch in row.stopped.items())
+        + ", ".join(f"seed {seed} after epoch {two_digits(epoch)}" for seed, epoch in row.stopped.items())
         + f" ({duration(row.seconds_training)} of training)"
         for row in stopped
     ]
@@ -459,7 +459,7 @@ def _cost(found: Results) -> list[str]:
             duration(row.seconds_training),
             duration(row.seconds_evaluation),
             f"{row.peak_memory_mb:,.0f} MiB",
-            f"{row.epochs:.0f}" if row.epochs else "",
+            two_digits(row.epochs) if row.epochs else "",
             "; ".join(devices),
         ]
         lines.append(f"| {' | '.join(cells)} |")

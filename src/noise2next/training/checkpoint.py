@@ -29,9 +29,15 @@ class EpochRecord(Frozen):
     """One line of the learning curve."""
 
     epoch: int  # counted from 1
+    share: float = 1.0  # of the epoch's samples that were trained on; below 1 only where a budget ended within it
     loss: Mapping[str, float]  # each term's mean over the epoch's batches
     metrics: Mapping[str, float] = {}  # on validation; empty where the epoch was not judged
     seconds: float
+
+    @property
+    def trained(self) -> float:
+        """Epochs of training in all when it was written."""
+        return self.epoch - 1 + self.share
 
     def values(self) -> dict[str, float]:
         """Everything measured, under names of its own: `loss_denoising`, `valid_recall@20`, `seconds`."""
@@ -42,7 +48,8 @@ class EpochRecord(Frozen):
         """One line for a log: the loss and the metric that chooses."""
         chosen = {metric: self.metrics[metric]} if metric in self.metrics else {}
         shown = [f"{name} {value:.4g}" for name, value in {**self.loss, **chosen}.items()]
-        return ", ".join([f"epoch {self.epoch}", *shown, f"{self.seconds:.1f} s"])
+        epoch = f"{self.epoch}" if self.share == 1 else f"{self.trained:.2f}"
+        return ", ".join([f"epoch {epoch}", *shown, f"{self.seconds:.1f} s"])
 
 
 class Progress(Frozen):
@@ -52,6 +59,7 @@ class Progress(Frozen):
     saves: int = 0  # checkpoints written so far
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the epoch after those
+    samples: int = 0  # in these
     batches: int = 0  # finished batches in all
     sums: Mapping[str, float] = {}  # of the loss terms over the unfinished epoch
     best_epoch: int = 0

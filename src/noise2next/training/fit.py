@@ -24,7 +24,7 @@ from noise2next.training.trainer import OnEpoch, Trainer, Validate
 class FitReport(Frozen):
     """How learning went."""
 
-    epochs: int  # trained; 0 for a closed form
+    epochs: int  # finished; 0 for a closed form, and where a budget ended within the first
     best_epoch: int  # whose weights the model has; 0 for a closed form
     stopped: Literal["patience", "epochs", "budget", "solved"]  # why learning ended; after `budget` it may go on
     metrics: Mapping[str, float]  # on validation, of the weights that were kept
@@ -57,7 +57,7 @@ def fit(
     A Trainable stops early on the validation metric `config.metric` and takes up an unfinished run of the same
     identity at `checkpoint`; `identity` names what the run depends on beyond the arguments (the validation data). The
     folder `checkpoint` is the caller's to remove once the model is safe. After `budget_seconds` of learning, over all
-    resumptions, a Trainable ends with its epoch; the checkpoint then serves to go on.
+    resumptions, a Trainable ends with its batch and is judged as it is; the checkpoint then serves to go on.
     """
     forget_peak_memory(device)
     seed_everything(seed)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -87,14 +87,15 @@ class Trainer:
         """
         self.model.begin_training(self.train)
         self._resume()
-        for record in self.at.curve:
-            on_epoch(record.epoch, record.values())
+        for known in self.at.curve:
+            on_epoch(known.epoch, known.values())
         with _bar(progress) as bar:
             while (ending := self._ending()) is None:
                 record = self._epoch(bar)
-                on_epoch(record.epoch, record.values())
-                if bar is None:
-                    log.info("%s, best epoch %d", record.told(self.config.metric), self.at.best_epoch)
+                if record is not None:
+                    on_epoch(record.epoch, record.values())
+                    if bar is None:
+                        self._log(record)
         if ending == "budget":
             self._save()
             self._judge_last()
@@ -103,41 +104,62 @@ class Trainer:
         return self.at, ending
 
     def _ending(self) -> Ending | None:
-        """Why no further epoch is to come, if so. A budget is looked at between epochs, and one is always trained."""
+        """Why training is not to go on, if so."""
         judged = max((record.epoch for record in self.at.curve if record.metrics), default=0)
         if self.at.epoch >= self.config.epochs:
             return "epochs"
         if judged - self.at.best_epoch >= self.config.patience:
             return "patience"
-        spent = sum(record.seconds for record in self.at.curve)
-        if self.at.epoch and self.budget_seconds is not None and spent >= self.budget_seconds:
-            return "budget"
-        return None
+        return "budget" if self._spent() else None
+
+    def _spent(self) -> bool:
+        """Whether the budget is used up. It is looked at between batches, and one is always trained."""
+        if self.budget_seconds is None or not self.at.batches:
+            return False
+        return sum(record.seconds for record in self.at.curve) + self.at.epoch_seconds >= self.budget_seconds
 
     def _judge_last(self) -> None:
-        """Judge the last epoch where it was not due: after the checkpoint, so that a longer run is none the wiser."""
-        last = self.at.curve[-1]
-        if last.metrics:
+        """Judge the weights as they are if that was not due: after the checkpoint, so a longer run is none the wiser.
+
+        A budget that ended within an epoch leaves a record of the part of it that was trained.
+        """
+        if self.at.batch:
+            self._began = time.monotonic() - self.at.epoch_seconds
+            share = self.at.samples / self.model.samples(self.train)
+            last = self._record(self._judge(self.at.epoch + 1), share)
+            self._move(curve=(*self.at.curve, last))
+        elif not self.at.curve[-1].metrics:
+            *before, last = self.at.curve
+            began = time.monotonic()
+            metrics = self._judge(last.epoch)
+            seconds = last.seconds + time.monotonic() - began
+            last = last.model_copy(update={"metrics": metrics, "seconds": seconds})
+            self._move(curve=(*before, last))
+        else:
             return
-        began = time.monotonic()
-        metrics = self._judge(last.epoch)
-        seconds = last.seconds + time.monotonic() - began
-        last = last.model_copy(update={"metrics": metrics, "seconds": seconds})
-        self._move(curve=(*self.at.curve[:-1], last))
+        self._log(last)
+
+    def _log(self, record: EpochRecord) -> None:
+        log.info("%s, best epoch %d", record.told(self.config.metric), self.at.best_epoch)
 
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
-    def _epoch(self, bar: Bar | None) -> EpochRecord:
+    def _epoch(self, bar: Bar | None) -> EpochRecord | None:
+        """The next epoch, or what is left of it; None where the budget ends within it."""
         self._began = time.monotonic() - self.at.epoch_seconds
         self.model.train()
         self._set_rates()
         total = self.model.samples(self.train)
-        task = None if bar is None else bar.add_task(f"epoch {self.at.epoch + 1}", total=total)
+        task = None
+        if bar is not None:
+            task = bar.add_task(f"epoch {self.at.epoch + 1}", total=total, completed=self.at.samples)
         for batch in self._remaining_batches():
             self._step(batch)
             if bar is not None and task is not None:
                 bar.advance(task, len(batch))
             self._save_if_due()
+            if self._spent() and self.at.samples < total:
+                return None
         record = self._close_epoch()
         if bar is not None and task is not None:
             bar.update(task, description=f"{record.told(self.config.metric)}, best epoch {self.at.best_epoch}")
@@ -171,7 +193,13 @@ class Trainer:
             self.model.zero_grad(set_to_none=True)
             losses.sum().backward()  # type: ignore[no-untyped-call]
             self.optimisers[phase].step()
-        self._move(batch=self.at.batch + 1, batches=self.at.batches + 1, sums=sums)
+        self._move(
+            batch=self.at.batch + 1,
+            samples=self.at.samples + len(batch),
+            batches=self.at.batches + 1,
+            sums=sums,
+            epoch_seconds=time.monotonic() - self._began,
+        )
 
     def _finite(self, name: str, value: float) -> float:
         if not math.isfinite(value):
@@ -187,14 +215,18 @@ class Trainer:
         metrics: dict[str, float] = {}
         if epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs:
             metrics = self._judge(epoch)
-        record = EpochRecord(
-            epoch=epoch,
+        record = self._record(metrics)
+        self._move(epoch=epoch, batch=0, samples=0, sums={}, curve=(*self.at.curve, record), epoch_seconds=0.0)
+        return record
+
+    def _record(self, metrics: Mapping[str, float], share: float = 1.0) -> EpochRecord:
+        return EpochRecord(
+            epoch=self.at.epoch + 1,
+            share=share,
             loss={name: value / self.at.batch for name, value in self.at.sums.items()},
             metrics=metrics,
             seconds=time.monotonic() - self._began,
         )
-        self._move(epoch=epoch, batch=0, sums={}, curve=(*self.at.curve, record), epoch_seconds=0.0)
-        return record
 
     def _judge(self, epoch: int) -> dict[str, float]:
         """Validation of the weights as they are after `epoch`, which are kept where they are the best so far."""
@@ -230,8 +262,6 @@ class Trainer:
         now = time.monotonic()
         if now - self._saved < self.config.checkpoint_seconds:
             return
-        if self.at.batch:
-            self._move(epoch_seconds=now - self._began)
         self._save()
 
     def _save(self) -> None:
