@@ -195,14 +195,27 @@ class RecommenderLaws:
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
 
-    def test_a_run_killed_after_its_budget_is_judged_as_if_it_had_not_been(self, split: Split, tmp_path: Any) -> None:
+    @pytest.mark.parametrize("batch_size", [10, 100_000], ids=["within an epoch", "after an epoch"])
+    def test_a_run_killed_after_its_budget_is_judged_as_if_it_had_not_been(
+        self, split: Split, tmp_path: Any, batch_size: int
+    ) -> None:
         """The checkpoint is there, the model not yet: the next process judges without another batch."""
         if not issubclass(model_class(self.model), Trainable):
             pytest.skip("learned in one pass")
-        sparing = {"epochs": 9, "evaluate_every": 5}
+        sparing = {"epochs": 9, "evaluate_every": 5, "batch_size": batch_size}
         first, again = (self.train(split, tmp_path, budget=0.0, **sparing) for _ in range(2))
         for name, value in first.state_dict().items():
             assert torch.equal(again.state_dict()[name], value), name
+
+    def test_an_epoch_has_as_many_samples_as_it_says(self, split: Split) -> None:
+        if not issubclass(model_class(self.model), Trainable):
+            pytest.skip("learned in one pass")
+        model, train = self.build(split), queries_of(split)
+        assert isinstance(model, Trainable)
+        model.begin_training(train)
+        batches = list(model.batches(train, 7, torch.Generator().manual_seed(0)))
+        assert len(batches) > 1
+        assert sum(len(one) for one in batches) == model.samples(train)
 
     def test_it_trains_on_bfloat16_products(self, split: Split) -> None:
         if not issubclass(model_class(self.model), Trainable):

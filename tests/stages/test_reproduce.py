@@ -243,6 +243,17 @@ def test_a_row_of_another_machine_gives_way_to_as_much_training(table, settings,
     assert fresh["mean"] == old["mean"]
 
 
+def test_a_row_of_as_many_minutes_gives_way_though_a_little_less_was_trained_in_them(table, settings, data):
+    reproduce.run(table, settings, data, ["diffrec"], budget_minutes=0)
+    row = results.ResultRow.model_validate(document(settings)["rows"][0])
+    trained = [run.model_copy(update={"epochs": 65.4}) for run in row.runs]
+    row = row.model_copy(update={"runs": trained})
+    for epochs, covered in [(65.2, True), (58.0, False)]:
+        fresh = [run.model_copy(update={"epochs": epochs}) for run in trained]
+        assert results.covered(row, {"diffrec": fresh}) is covered
+    assert not results.covered(row, {"diffrec": trained[:1]})
+
+
 def test_a_row_of_another_setting_does_not_stay(table, settings, data, elsewhere, tmp_path):
     reproduce.run(table, settings, data, ["most_pop", "ease"])
     changed = a_table(tmp_path, (tmp_path / "small.yaml").read_text().replace("l2: 1}", "l2: 5000}"))
@@ -267,6 +278,7 @@ def test_a_budget_stops_a_run_with_its_curve_told_and_a_larger_one_goes_on(table
     assert row["stopped"] == {"1": pytest.approx(16 / 60), "2": pytest.approx(16 / 60)}  # one batch
     assert [[epoch for epoch, _ in run["curve"]] for run in row["runs"]] == [[row["stopped"]["1"]]] * 2
     assert "- diffrec: seed 1 after epoch 0.27, seed 2 after epoch 0.27 (" in page(settings)
+    assert len(re.findall(r"\(best epoch 0\.27\)", page(settings))) == 2
     place = Reproduction(settings.root, "small")
     assert place.result("-curves.svg").is_file()
     reproduce.run(table, settings, data, ["diffrec"], budget_minutes=0)

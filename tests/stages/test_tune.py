@@ -79,7 +79,7 @@ def _entries():
     return [
         pytest.param(one, params.trainer_for(one), id=f"{where}:{one.name}")
         for where, params in files.items()
-        for one in params.variants.values()
+        for one in [*params.variants.values(), *params.latent_variants.values()]
         if one.search
     ]
 

@@ -6,8 +6,8 @@ import logging
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from noise2next.errors import UserError
 from noise2next.models.base import ClosedForm, ModelConfig, Trainable
 from noise2next.models.diffrec import DiffRec
 from noise2next.nn.losses import row_error
-from noise2next.training import checkpoint, device
+from noise2next.training import checkpoint, device, trainer
 from noise2next.training.fit import fit
 from noise2next.training.seeding import epoch_order, seed_everything
 from noise2next.training.trainer import Trainer
@@ -410,10 +410,23 @@ def rising_and_falling(model):
     return {"recall@20": float(model.score(histories()).std().sin())}
 
 
+@pytest.fixture
+def clocked(monkeypatch):
+    """A batch takes a second, all else no time; an epoch of `histories()` has four batches of 20."""
+    clock, step = SimpleNamespace(now=0.0), Trainer._step
+
+    def slow(self, batch):
+        clock.now += 1
+        step(self, batch)
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(Trainer, "_step", slow)
+
+
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize(("batches", "trained"), [(1, 20 / 64), (4, 1.0), (6, 1 + 40 / 64), (16, 4.0)])
 def test_a_budget_ends_a_run_after_a_batch_and_a_larger_one_goes_on_to_the_same_bytes(
-    tmp_path, monkeypatch, every, batches, trained
+    tmp_path, clocked, every, batches, trained
 ):
     def fresh():
         seed_everything(1)
@@ -423,19 +436,17 @@ def test_a_budget_ends_a_run_after_a_batch_and_a_larger_one_goes_on_to_the_same_
     whole, stopped, resumed = fresh(), fresh(), fresh()
     unbroken = learn(whole, tmp_path / "whole", rising_and_falling, **choices)
     heard = []
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_spent", lambda trainer: trainer.at.batches >= batches)
-        first = learn(
-            stopped,
-            tmp_path / "paused",
-            rising_and_falling,
-            budget=0,
-            on_epoch=lambda *one: heard.append(one),
-            **choices,
-        )
+    first = learn(
+        stopped,
+        tmp_path / "paused",
+        rising_and_falling,
+        budget=batches,
+        on_epoch=lambda epoch, _: heard.append(epoch),
+        **choices,
+    )
     assert (first.stopped, first.epochs) == ("budget", int(trained))
     assert first.curve[-1].trained == trained
-    assert [one for one, _ in heard] == list(range(1, first.epochs + 1))  # a part of an epoch is not told as one
+    assert heard == list(range(1, first.epochs + 1))  # a part of an epoch is not told as one
     assert first.curve[-1].metrics != {}
     assert first.metrics == max((one.metrics for one in first.curve if one.metrics), key=lambda one: one["recall@20"])
     assert not first.within(None)
@@ -460,19 +471,37 @@ def test_a_budget_of_nothing_trains_one_batch(tmp_path):
     assert report.curve[0].told("recall@20").startswith("epoch 0.31, pull ")
 
 
-def test_a_budget_counts_the_seconds_of_all_resumptions(tmp_path):
-    class Slow(Counter):
-        def loss(self, batch, phase, clock):
-            time.sleep(0.02)
-            return super().loss(batch, phase, clock)
+def test_a_budget_counts_the_seconds_of_all_resumptions(tmp_path, clocked):
+    trained = []
+    for budget in (0, 2, 2, 6, 6.5, 8):
+        model = Counter()
+        report = learn(model, tmp_path, budget=budget, epochs=50)
+        assert report.stopped == "budget"
+        assert report.seconds == sum(one.seconds for one in report.curve)
+        trained.append((len(model.heard), report.trained, report.seconds))
+    assert trained == [
+        (1, 20 / 64, 1),
+        (1, 40 / 64, 2),
+        (0, 40 / 64, 2),
+        (4, 1 + 40 / 64, 6),
+        (1, 1 + 60 / 64, 7),
+        (1, 2, 8),
+    ]
 
-    first, second = Slow(), Slow()
-    budget = learn(first, tmp_path, budget=0, epochs=50).seconds + 0.1
-    report = learn(second, tmp_path, budget=budget, epochs=50)
-    assert report.stopped == "budget"
-    assert report.seconds >= budget
-    assert second.heard[0][2] == 1  # goes on with the second batch
-    assert len(second.heard) <= 5  # of at least 0.02 s each, where 0.1 s were left
+
+@pytest.mark.parametrize(("epochs", "ending"), [(9, "budget"), (1, "epochs")])
+def test_a_run_killed_in_validation_closes_its_epoch_first_though_its_budget_is_spent(
+    tmp_path, clocked, epochs, ending
+):
+    def killed(model):
+        raise Stop
+
+    with pytest.raises(Stop):
+        learn(Counter(), tmp_path, killed, budget=4, epochs=epochs)
+    model, heard = Counter(), []
+    report = learn(model, tmp_path, budget=4, epochs=epochs, on_epoch=lambda epoch, _: heard.append(epoch))
+    assert not model.heard
+    assert (report.stopped, report.epochs, report.trained, heard) == (ending, 1, 1.0, [1])
 
 
 # --- device and precision ---------------------------------------------------------------------------------------------

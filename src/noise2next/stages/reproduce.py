@@ -225,8 +225,8 @@ def _finish(
             seconds_training=trained.seconds,
             seconds_evaluation=judged.seconds + time.monotonic() - began,
             peak_memory_mb=trained.peak_memory_mb,
-            epochs=trained.curve[-1].trained if trained.curve else 0,
-            best_epoch=trained.best_epoch,
+            epochs=trained.trained,
+            best_epoch=min(trained.best_epoch, trained.trained),
             stopped=trained.stopped,
             curve=[
                 (record.trained, record.metrics[table.main]) for record in trained.curve if table.main in record.metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from noise2next.evaluation.significance import intervals, paired_difference, res
 from noise2next.stages import result_plots
 from noise2next.stages.tables import UNITS, Form, Table, column
 from noise2next.workspace import Reproduction, write_atomically, write_json
+
+log = logging.getLogger(__name__)
 
 SHORT = {"recall": "R", "ndcg": "N", "hit_rate": "HR"}
 CODE = "authors' code"
@@ -39,7 +42,7 @@ class Run(Frozen):
     seconds_evaluation: float
     peak_memory_mb: float  # of training with its validation
     epochs: float  # trained; a budget may end within one
-    best_epoch: int
+    best_epoch: float
     stopped: Literal["patience", "epochs", "budget", "solved"]
     curve: list[tuple[float, float]]  # epochs trained, the main metric on validation
     device: str
@@ -124,6 +127,8 @@ def summary(
     says: it comes from another machine, or from a longer budget. The caller has left out all others.
     """
     told = {row.variant: row for row in before.rows if not covered(row, runs)} if before else {}
+    for name in told.keys() & runs.keys():
+        log.warning("%s: %s stays as the page has it, with more seeds or more epochs than here", table.name, name)
     users = {name: _per_user(table, place, some) for name, some in runs.items() if name not in told}
     rows = [
         _row(table, name, told[name].runs, told[name].interval)
@@ -158,10 +163,13 @@ def summary(
 
 
 def covered(row: ResultRow, runs: Mapping[str, Sequence[Run]]) -> bool:
-    """Whether `runs` have every seed of the row, each trained as far as there."""
+    """Whether `runs` have every seed of the row, each trained about as far as there.
+
+    About: the same minutes are not the same batches.
+    """
     here = {run.seed: run for run in runs.get(row.variant, [])}
     return all(
-        run.seed in here and (here[run.seed].stopped != "budget" or here[run.seed].epochs >= run.epochs)
+        run.seed in here and (here[run.seed].stopped != "budget" or here[run.seed].epochs >= 0.9 * run.epochs)
         for run in row.runs
     )
 
@@ -426,13 +434,17 @@ def _gain(found: Results, ahead: Ahead | None) -> str:
     return f"{told} ({_shown(found, ahead.low)} to {_shown(found, ahead.high)}{chance})"
 
 
+def _epoch(at: float) -> str:
+    return f"{round(at, 2):g}"
+
+
 def _stopped(found: Results) -> list[str]:
     stopped = [row for row in found.rows if row.stopped]
     if not stopped:
         return []
     told = [
         f"- {row.variant}: "
-        + ", ".join(f"seed {seed} after epoch {two_digits(epoch)}" for seed, epoch in row.stopped.items())
+        + ", ".join(f"seed {seed} after epoch {_epoch(epoch)}" for seed, epoch in row.stopped.items())
         + f" ({duration(row.seconds_training)} of training)"
         for row in stopped
     ]
@@ -470,7 +482,8 @@ def _seeds(found: Results) -> list[str]:
     told = [
         f"- {row.variant}: "
         + ", ".join(
-            f"{run.seed}: {_shown(found, run.test[found.main])} (best epoch {run.best_epoch})" for run in row.runs
+            f"{run.seed}: {_shown(found, run.test[found.main])} (best epoch {_epoch(run.best_epoch)})"
+            for run in row.runs
         )
         for row in found.rows
         if not row.simple

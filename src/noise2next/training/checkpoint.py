@@ -30,7 +30,7 @@ class EpochRecord(Frozen):
 
     epoch: int  # counted from 1
     share: float = 1.0  # of the epoch's samples that were trained on; below 1 only where a budget ended within it
-    loss: Mapping[str, float]  # each term's mean over the epoch's batches
+    loss: Mapping[str, float]  # each term's mean over the batches
     metrics: Mapping[str, float] = {}  # on validation; empty where the epoch was not judged
     seconds: float
 
@@ -48,8 +48,7 @@ class EpochRecord(Frozen):
         """One line for a log: the loss and the metric that chooses."""
         chosen = {metric: self.metrics[metric]} if metric in self.metrics else {}
         shown = [f"{name} {value:.4g}" for name, value in {**self.loss, **chosen}.items()]
-        epoch = f"{self.epoch}" if self.share == 1 else f"{self.trained:.2f}"
-        return ", ".join([f"epoch {epoch}", *shown, f"{self.seconds:.1f} s"])
+        return ", ".join([f"epoch {round(self.trained, 2):g}", *shown, f"{self.seconds:.1f} s"])
 
 
 class Progress(Frozen):

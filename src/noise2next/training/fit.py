@@ -25,14 +25,19 @@ class FitReport(Frozen):
     """How learning went."""
 
     epochs: int  # finished; 0 for a closed form, and where a budget ended within the first
-    best_epoch: int  # whose weights the model has; 0 for a closed form
+    best_epoch: int  # whose weights the model has, be it an unfinished one; 0 for a closed form
     stopped: Literal["patience", "epochs", "budget", "solved"]  # why learning ended; after `budget` it may go on
     metrics: Mapping[str, float]  # on validation, of the weights that were kept
-    seconds: float  # learning and validating, over all resumptions
+    seconds: float  # learning and validating, over all resumptions; so, too, judging what a budget ended
     curve: tuple[EpochRecord, ...]
     device: str
     precision: str  # of the matrix products in training
     peak_memory_mb: float
+
+    @property
+    def trained(self) -> float:
+        """Epochs, with the part of one in which a budget ended."""
+        return self.curve[-1].trained if self.curve else 0.0
 
     def within(self, budget_seconds: float | None) -> bool:
         """Whether `budget_seconds` would add nothing: learning came to its own end, or has spent that much."""

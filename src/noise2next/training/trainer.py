@@ -86,6 +86,7 @@ class Trainer:
         and for a metric that validation does not know.
         """
         self.model.begin_training(self.train)
+        self.samples = self.model.samples(self.train)
         self._resume()
         for known in self.at.curve:
             on_epoch(known.epoch, known.values())
@@ -113,8 +114,11 @@ class Trainer:
         return "budget" if self._spent() else None
 
     def _spent(self) -> bool:
-        """Whether the budget is used up. It is looked at between batches, and one is always trained."""
-        if self.budget_seconds is None or not self.at.batches:
+        """Whether the budget is used up. It is looked at between batches; one is trained in any case.
+
+        An epoch without a batch left is closed first.
+        """
+        if self.budget_seconds is None or not self.at.batches or self.at.samples >= self.samples:
             return False
         return sum(record.seconds for record in self.at.curve) + self.at.epoch_seconds >= self.budget_seconds
 
@@ -125,8 +129,7 @@ class Trainer:
         """
         if self.at.batch:
             self._began = time.monotonic() - self.at.epoch_seconds
-            share = self.at.samples / self.model.samples(self.train)
-            last = self._record(self._judge(self.at.epoch + 1), share)
+            last = self._record(self._judge(self.at.epoch + 1), self.at.samples / self.samples)
             self._move(curve=(*self.at.curve, last))
         elif not self.at.curve[-1].metrics:
             *before, last = self.at.curve
@@ -149,16 +152,15 @@ class Trainer:
         self._began = time.monotonic() - self.at.epoch_seconds
         self.model.train()
         self._set_rates()
-        total = self.model.samples(self.train)
         task = None
         if bar is not None:
-            task = bar.add_task(f"epoch {self.at.epoch + 1}", total=total, completed=self.at.samples)
+            task = bar.add_task(f"epoch {self.at.epoch + 1}", total=self.samples, completed=self.at.samples)
         for batch in self._remaining_batches():
             self._step(batch)
             if bar is not None and task is not None:
                 bar.advance(task, len(batch))
             self._save_if_due()
-            if self._spent() and self.at.samples < total:
+            if self._spent():
                 return None
         record = self._close_epoch()
         if bar is not None and task is not None:
