@@ -207,22 +207,23 @@ class RecommenderLaws:
         for name, value in first.state_dict().items():
             assert torch.equal(again.state_dict()[name], value), name
 
-    def test_an_epoch_has_as_many_samples_as_it_says(self, split: Split) -> None:
+    def beginner(self, split: Split) -> tuple[Trainable, Queries]:
+        """A model about to be trained, and what it is to be trained on."""
         if not issubclass(model_class(self.model), Trainable):
             pytest.skip("learned in one pass")
         model, train = self.build(split), queries_of(split)
         assert isinstance(model, Trainable)
         model.begin_training(train)
+        return model, train
+
+    def test_an_epoch_has_as_many_samples_as_it_says(self, split: Split) -> None:
+        model, train = self.beginner(split)
         batches = list(model.batches(train, 7, torch.Generator().manual_seed(0)))
         assert len(batches) > 1
         assert sum(len(one) for one in batches) == model.samples(train)
 
     def test_it_trains_on_bfloat16_products(self, split: Split) -> None:
-        if not issubclass(model_class(self.model), Trainable):
-            pytest.skip("learned in one pass")
-        model, train = self.build(split), queries_of(split)
-        assert isinstance(model, Trainable)
-        model.begin_training(train)
+        model, train = self.beginner(split)
         batch = next(iter(model.batches(train, 40, torch.Generator().manual_seed(0))))
         for phase in model.phases:
             with torch.autocast("cpu", torch.bfloat16):
