@@ -525,6 +525,54 @@ def test_a_fast_path_that_is_not_exact_is_not_taken(monkeypatch):
         torch.set_float32_matmul_precision(before)
 
 
+_FAULTS = """
+import resource
+import torch
+from noise2next.training import device
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(1 << 22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+unasked = faults()
+device.choose_device("cpu")
+faults()
+print(unasked, faults(), device.keep_freed_memory())
+"""
+
+_PEAK = """
+import torch
+from noise2next.training import device
+
+def peak():
+    device.forget_peak_memory(cpu)
+    return device.peak_memory_mb(cpu)
+
+cpu = device.choose_device("cpu")
+before = peak()
+torch.ones(1 << 26)
+print(before, device.peak_memory_mb(cpu), peak())
+"""
+
+
+def test_a_tensor_takes_the_pages_of_the_one_before_it():
+    """Of four tensors of 16 MB, in a process of its own, since what malloc is told holds for all of it."""
+    done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
+    unasked, asked, kept = done.stdout.split()
+    if kept == "False":
+        pytest.skip("this system's malloc is not the GNU C library's")
+    assert 4 * int(asked) < int(unasked)  # 0 of 16,384; fewer where the system has huge pages
+
+
+def test_a_new_peak_does_not_count_what_was_freed():
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    before, held, after = map(float, done.stdout.split())
+    assert held > before + 250
+    assert after < before + 50
+
+
 def test_a_device_that_is_not_there_is_refused_in_a_sentence():
     assert device.choose_device("cpu") == CPU
     with pytest.raises(UserError, match="'gpu!' is no device"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import logging
 import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -15,13 +17,15 @@ from noise2next.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _LARGEST_ERROR = 1e-5  # of a float32 product against float64, relative to the largest entry; bfloat16 gives about 1e-3
 
 
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA where there is one, else the CPU; otherwise what is named. Raises UserError if it is not there.
 
-    On a CPU, float32 matrix products are then put on the fastest path that is as exact as the default one.
+    On a CPU, float32 matrix products are then put on the fastest path that is as exact as the default one, and the
+    process keeps the memory that it frees.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,6 +37,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"NOISE2NEXT_DEVICE: {name!r} is not on this machine; write auto or cpu")
     if device.type == "cpu":
         use_fast_float32()
+        keep_freed_memory()
     return device
 
 
@@ -73,11 +78,32 @@ def float32_error() -> float:
     return float(((a @ b).double() - exact).abs().max() / exact.abs().max())
 
 
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let freed memory serve the next tensor instead of going back to the system; Linux with the GNU C library only.
+
+    By itself malloc maps each block above 32 MB (and some below) anew and unmaps it when it is freed, so that the
+    kernel hands out and zeroes every page of every such tensor again, which takes several times as long as adding two
+    of them (benchmarks/kept_memory.md). The process stays as large as it once was, until `forget_peak_memory`. Returns
+    whether it could be asked for.
+    """
+    libc = _gnu_libc()
+    if libc is None:
+        return False
+    never_map, never_trim = (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)  # mallopt(3)
+    return bool(libc.mallopt(*never_map) and libc.mallopt(*never_trim))
+
+
 def forget_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_mb` count anew, from what is held now; where the system cannot, it counts from the beginning."""
+    """Let `peak_memory_mb` count anew, from what is held now; where the system cannot, it counts from the beginning.
+
+    On a CPU, freed memory that the process kept goes back to the system.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        if (libc := _gnu_libc()) is not None:
+            libc.malloc_trim(0)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM becomes what is resident now
 
@@ -90,6 +116,13 @@ def peak_memory_mb(device: torch.device) -> float:
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+
+
+def _gnu_libc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
 def _multiplies_bfloat16() -> bool:
