@@ -134,6 +134,14 @@ def test_every_row_is_trained_over_its_seeds_and_told_beside_what_was_published(
     assert "0.4 to 0.6" in text
     assert "Published figures of diffrec: a paper." in text
     assert "<svg" in Reproduction(settings.root, "small").result(".svg").read_text()
+    assert document(settings)["untrained"] == []
+    assert "Not trained yet" not in text
+
+
+def test_the_page_names_the_rows_that_nobody_has_trained(table, settings, data, untracked):
+    reproduce.run(table, settings, data, ["most_pop"])
+    assert document(settings)["untrained"] == ["ease", "diffrec"]
+    assert "ease, diffrec. `noise2next reproduce small --variants NAME` trains one." in page(settings)
 
 
 def test_the_page_says_which_simple_row_is_ahead_paired_over_users(table, settings, data):
@@ -460,6 +468,7 @@ def test_the_committed_page_is_of_the_table_as_it_stands(name, repository):
         if run["key"] != reproduce._key(table, run["variant"], run["seed"], found["data_version"])
     ]
     assert stale == []
+    assert found["untrained"] == [name for name in table.rows if name not in {row["variant"] for row in found["rows"]}]
 
 
 @pytest.mark.parametrize("name", table_names())

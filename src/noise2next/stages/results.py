@@ -111,6 +111,7 @@ class Results(Frozen):
     evaluation: EvaluationConfig
     python: str
     rows: list[ResultRow]
+    untrained: list[str]  # the table's rows without a run
     ahead: list[Ahead]
     notes: list[str]
 
@@ -153,6 +154,7 @@ def summary(
         evaluation=table.evaluation,
         python=platform.python_version(),
         rows=rows,
+        untrained=[name for name in table.rows if name not in told and name not in users],
         ahead=[
             one
             for form in table.forms
@@ -305,6 +307,7 @@ def page(found: Results) -> str:
         "",
         *_behind(found),
         *_stopped(found),
+        *_untrained(found),
         "## What it took",
         "",
         *_cost(found),
@@ -456,6 +459,17 @@ def _stopped(found: Results) -> list[str]:
         *told,
         "",
         f"![{found.main} on validation by epoch]({found.table}-curves.svg)",
+        "",
+    ]
+
+
+def _untrained(found: Results) -> list[str]:
+    if not found.untrained:
+        return []
+    return [
+        "## Not trained yet",
+        "",
+        f"{', '.join(found.untrained)}. `noise2next reproduce {found.table} --variants NAME` trains one.",
         "",
     ]
 
