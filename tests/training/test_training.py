@@ -527,19 +527,26 @@ def test_a_fast_path_that_is_not_exact_is_not_taken(monkeypatch):
 
 _FAULTS = """
 import resource
+from pathlib import Path
 import torch
-from noise2next.training import device
+from noise2next.config import TrainerConfig
+from noise2next.data.queries import Queries
+from noise2next.models.popularity import MostPop
+from noise2next.training.device import keep_freed_memory
+from noise2next.training.fit import fit
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
-        torch.ones(1 << 22)
+        torch.ones(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+one, cpu = torch.tensor([0]), torch.device("cpu")
 unasked = faults()
-device.choose_device("cpu")
+train = Queries(torch.tensor([0, 1]), one, torch.ones(1), None, one, 1)
+fit(MostPop(MostPop.Config(), 1), train, TrainerConfig(), lambda _: {}, Path("none"), 1, cpu, lambda *_: None, False)
 faults()
-print(unasked, faults(), device.keep_freed_memory())
+print(unasked, faults(), keep_freed_memory(cpu))
 """
 
 _PEAK = """
@@ -550,20 +557,21 @@ def peak():
     device.forget_peak_memory(cpu)
     return device.peak_memory_mb(cpu)
 
-cpu = device.choose_device("cpu")
+cpu = torch.device("cpu")
+device.keep_freed_memory(cpu)
 before = peak()
 torch.ones(1 << 26)
 print(before, device.peak_memory_mb(cpu), peak())
 """
 
 
-def test_a_tensor_takes_the_pages_of_the_one_before_it():
-    """Of four tensors of 16 MB, in a process of its own, since what malloc is told holds for all of it."""
+def test_where_a_model_was_fitted_a_tensor_takes_the_pages_of_the_one_before_it():
+    """Of four tensors of 64 MB, in a process of its own, since what malloc is told holds for all of it."""
     done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
     unasked, asked, kept = done.stdout.split()
     if kept == "False":
         pytest.skip("this system's malloc is not the GNU C library's")
-    assert 4 * int(asked) < int(unasked)  # 0 of 16,384; fewer where the system has huge pages
+    assert 4 * int(asked) < int(unasked)  # 0 of 65,536; fewer where the system has huge pages
 
 
 def test_a_new_peak_does_not_count_what_was_freed():

@@ -22,7 +22,7 @@ from noise2next.evaluation.significance import Interval, intervals, resampled_me
 from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.models.base import ClosedForm, Recommender
 from noise2next.registry.tracking import resume_run
-from noise2next.training.device import choose_device
+from noise2next.training.device import choose_device, keep_freed_memory
 from noise2next.workspace import Workspace, read_json, require, write_json, writing
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
     began = time.monotonic()
     dataset = params.dataset(space.dataset)
     device = choose_device(settings.device)
+    keep_freed_memory(device)
     place = space.model(variant)
     artifact = Artifact.load(place, device)
     refuse_other_data(space, artifact.card, place)

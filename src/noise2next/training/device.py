@@ -24,8 +24,7 @@ _LARGEST_ERROR = 1e-5  # of a float32 product against float64, relative to the l
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA where there is one, else the CPU; otherwise what is named. Raises UserError if it is not there.
 
-    On a CPU, float32 matrix products are then put on the fastest path that is as exact as the default one, and the
-    process keeps the memory that it frees.
+    On a CPU, float32 matrix products are then put on the fastest path that is as exact as the default one.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,7 +36,6 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"NOISE2NEXT_DEVICE: {name!r} is not on this machine; write auto or cpu")
     if device.type == "cpu":
         use_fast_float32()
-        keep_freed_memory()
     return device
 
 
@@ -79,16 +77,16 @@ def float32_error() -> float:
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
-    """Let freed memory serve the next tensor instead of going back to the system; Linux with the GNU C library only.
+def keep_freed_memory(device: torch.device) -> bool:
+    """On a CPU let freed memory serve the next tensor instead of going back; Linux with the GNU C library only.
 
     By itself malloc maps each block above 32 MB (and some below) anew and unmaps it when it is freed, so that the
     kernel hands out and zeroes every page of every such tensor again, which takes several times as long as adding two
-    of them (benchmarks/kept_memory.md). The process stays as large as it once was, until `forget_peak_memory`. Returns
-    whether it could be asked for.
+    of them (benchmarks/kept_memory.md). From now on the process stays as large as it once was, until
+    `forget_peak_memory`: right for a command that ends, not for a service. Returns whether it could be asked for.
     """
     libc = _gnu_libc()
-    if libc is None:
+    if libc is None or device.type != "cpu":
         return False
     never_map, never_trim = (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)  # mallopt(3)
     return bool(libc.mallopt(*never_map) and libc.mallopt(*never_trim))

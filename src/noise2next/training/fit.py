@@ -16,7 +16,7 @@ from noise2next.config import Frozen, TrainerConfig
 from noise2next.data.queries import Queries
 from noise2next.models.base import ClosedForm, Recommender, Trainable
 from noise2next.training.checkpoint import EpochRecord
-from noise2next.training.device import forget_peak_memory, matmul_dtype, peak_memory_mb
+from noise2next.training.device import forget_peak_memory, keep_freed_memory, matmul_dtype, peak_memory_mb
 from noise2next.training.seeding import seed_everything
 from noise2next.training.trainer import OnEpoch, Trainer, Validate
 
@@ -64,6 +64,7 @@ def fit(
     folder `checkpoint` is the caller's to remove once the model is safe. After `budget_seconds` of learning, over all
     resumptions, a Trainable ends with its batch and is judged as it is; the checkpoint then serves to go on.
     """
+    keep_freed_memory(device)
     forget_peak_memory(device)
     seed_everything(seed)
     model.scoring_seed = seed
