@@ -93,6 +93,44 @@ def test_what_we_say_to_search_is_there_to_be_searched_and_holds_what_it_begins_
         assert sum(fitting) > 1 or len(values) == 1, key
 
 
+LATENT = """
+  lightgcn: {model: noise2next.models.light_gcn.LightGCN}
+latent_variants:
+  latent:
+    model: noise2next.models.l_diffrec.LDiffRec
+    search: {options.clusters: CLUSTERS, options.dropout: [0.1, 0.5]}
+clustering: {most: MOST}
+"""
+
+
+@pytest.fixture
+def latent_choices(tmp_path):
+    """What a search of a latent variant tries on a catalogue of eight items."""
+    made = Workspace(tmp_path, "shop")
+    with writing(made.prepared) as folder:
+        Vocabulary(tuple("abcdefgh")).save(folder / "items.parquet")
+
+    def possible(clusters, most):
+        made.params.write_text(PARAMS + LATENT.replace("CLUSTERS", clusters).replace("MOST", most))
+        params = load_params(made.params)
+        base = params.variant("latent", made.dataset)
+        return tune._possible(params, made, base, params.variants["latent"].search)
+
+    return possible
+
+
+def test_more_clusters_than_the_catalogue_allows_are_not_tried(latent_choices, caplog):
+    assert latent_choices("[1, 4, 5]", "5") == {"options.clusters": (1, 4), "options.dropout": (0.1, 0.5)}
+    assert "options.clusters 5 is not tried: it needs 2 items for each of its 5 clusters" in caplog.text
+
+
+def test_a_search_among_what_cannot_be_had_is_refused_before_it_begins(latent_choices):
+    with pytest.raises(UserError, match=r"search\.options\.clusters: shop can have none of these values"):
+        latent_choices("[5]", "5")
+    with pytest.raises(UserError, match=r"'latent' wants 4 clusters; raise clustering\.most"):
+        latent_choices("[1, 4]", "3")
+
+
 def search(space, variant="diffrec", trials=4, seed=1):
     params = load_params(space.params, [f"seed={seed}"])
     return tune.search(params, space, SETTINGS, variant, trials)

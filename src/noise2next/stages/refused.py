@@ -31,14 +31,14 @@ class LeftOut(Frozen):
     left_out: str  # why
 
 
-def why_refused(params: Params, space: Workspace, variant: str, prepared: bool = True) -> str | None:
-    """Why `space.dataset` cannot have `variant`; None where it can.
+def why_refused(params: Params, space: Workspace, variant: str | Variant, prepared: bool = True) -> str | None:
+    """Why `space.dataset` cannot have `variant`, a name or an entry like the one of its name; None where it can.
 
     With `prepared` the size of the prepared catalogue counts too, if there is one. Raises UserError for an entry that
     stands in the wrong mapping, or that wants more clusters than are made: no dataset could have it.
     """
     entry = params.dataset(space.dataset)
-    chosen = params.variant(variant, space.dataset)
+    chosen = variant if isinstance(variant, Variant) else params.variant(variant, space.dataset)
     clusters = _clusters(params, chosen)
     reason = refusal(chosen.weighting, entry.has_clock, entry.has_order)
     if reason is None and not entry.has_order and _needs_order(chosen):

@@ -128,6 +128,7 @@ def search(params: Params, space: Workspace, settings: Settings, variant: str, t
     _check(base, choices)
     if (reason := why_refused(params, space, variant)) is not None:
         raise UserError(f"{space.dataset}: variant {variant!r} cannot be trained on it: {reason}")
+    choices = _possible(params, space, base, choices)
     dataset = params.dataset(space.dataset)
     split = Split.load(space.prepared, dataset.split, dataset.has_clock, with_test=False)
     device = choose_device(settings.device)
@@ -173,6 +174,29 @@ def _check(base: Variant, choices: Mapping[str, tuple[Any, ...]]) -> None:
                 f"variant {base.name!r}: search.{key}: no such setting; write options.NAME, trainer.NAME or "
                 f"weighting.NAME, where {part} has {', '.join(known.get(part, PARTS))}"
             )
+
+
+def _possible(
+    params: Params, space: Workspace, base: Variant, choices: Mapping[str, tuple[Any, ...]]
+) -> dict[str, tuple[Any, ...]]:
+    """The choices less what this dataset cannot have, as more clusters than its items allow.
+
+    Raises UserError where that leaves none, and for more clusters than are made.
+    """
+    found = {}
+    for key, some in choices.items():
+        kept = []
+        for value in some:
+            candidate = _candidate(base, {key: value})
+            reason = None if candidate is None else why_refused(params, space, candidate)
+            if reason is None:
+                kept.append(value)
+            else:
+                log.warning("%s: %s: %s %s is not tried: %s", space.dataset, base.name, key, value, reason)
+        if not kept:
+            raise UserError(f"variant {base.name!r}: search.{key}: {space.dataset} can have none of these values")
+        found[key] = tuple(kept)
+    return found
 
 
 def _overlaid(base: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
