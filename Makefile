@@ -73,6 +73,7 @@ bench: $(VENV)/.dev  ## measure latency, scale, drift, speed, gate and serving a
 	@-$(BIN)/python benchmarks/speed_sequences.py
 	@-$(BIN)/python benchmarks/speed_rows.py
 	@-$(BIN)/python benchmarks/inference_steps.py
+	@-$(BIN)/python benchmarks/kept_memory.py
 	@$(BIN)/python benchmarks/gate.py
 	@-$(BIN)/python benchmarks/serving.py
 	@$(BIN)/python benchmarks/readme.py

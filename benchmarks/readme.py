@@ -229,6 +229,8 @@ def _speed() -> str:
     faster = {key: f"{row['faster']:.1f}" for key, row in rows.items()}
     took = {key: f"{row['cpu_seconds']['ours']['median']:.1f} s" for key, row in rows.items()}
     all_steps, *_, one_step = read_json(BENCHMARKS / "inference_steps.json")["found"]
+    kept = read_json(BENCHMARKS / "kept_memory.json")
+    long_histories = next(row for row in kept["rows"] if row["key"] == "diffurec_long")
     latency = read_json(BENCHMARKS / "latency.json")["milliseconds"]["ml-1m, T = 40, hidden 200-600"]
     return (
         "Measured on two cores without a GPU, beside a plain form of the same mathematics in the same run (on torch's "
@@ -238,7 +240,9 @@ def _speed() -> str:
         f"{faster['diffurec']} times less as published and {faster['diffurec_mask_keys']} times less with the padding "
         f"left out, a reverse step {faster['reverse']} times less. With `steps_at_inference: 1` a trained DiffuRec "
         f"takes {all_steps['seconds'] / one_step['seconds']:.0f} times less than with {all_steps['steps']} and lists "
-        f"the same: {one_step['common']:.1%} of the top 10 ([inference_steps.md](benchmarks/inference_steps.md)). A "
+        f"the same: {one_step['common']:.1%} of the top 10 ([inference_steps.md](benchmarks/inference_steps.md)). With "
+        f"histories of up to {kept['longest']} items its training takes {long_histories['faster']:.1f} "
+        "times less because it keeps the memory it frees ([kept_memory.md](benchmarks/kept_memory.md)). A "
         f"SASRec epoch takes {faster['bce']} times less in its "
         f"published loss and {faster['ce']} times less with cross-entropy. On ml-1m_clean L-DiffRec takes "
         f"{took['l_diffrec']} an epoch ({faster['l_diffrec']} times less) and {took['judge']} to judge both parts "

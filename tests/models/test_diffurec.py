@@ -55,6 +55,15 @@ def plainly(net: DiffuRec, items: list[int], noised: Tensor, share: Tensor) -> T
     return net.output_norm(x)[-1]
 
 
+def test_the_step_is_told_as_published_whatever_their_number():
+    wanted = [0.6751467719, -0.9965605216, 0.008296231624, 0.9878177838,
+              -0.7376834256, 0.08286812933, 0.9999655857, 0.1556149928]  # fmt: skip
+    found = model(steps=32)._waves(torch.tensor([5]))[0]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-8)
+    (quickest,) = model(steps=12)._waves(torch.tensor([11]))[:, 4].tolist()  # w_0 = 1
+    assert quickest == pytest.approx(math.sin(11 * 1000 / 12), abs=1e-12)
+
+
 class TestDiffuRec(SequenceLaws):
     model = "noise2next.models.diffurec.DiffuRec"
     options: ClassVar = {

@@ -127,14 +127,17 @@ class DiffuRec(Trainable):
         self, tokens: Tensor, packing: Packing, padded: Tensor | None, x_t: Tensor, t: Tensor, share: Tensor
     ) -> Tensor:
         """x_0 [B, H] from x_t [B, H], steps t [B] and lambda `share` [n, H]; zeros for a history without tokens."""
-        waves = step_embedding(t * (_CLOCK / self.config.steps), self.config.embedding_size).to(x_t.dtype)
-        noised = x_t + self.tell_step(waves)
+        noised = x_t + self.tell_step(self._waves(t).to(x_t.dtype))
         state = torch.addcmul(tokens, share, noised[packing.rows])
         for layer in self.layers:
             state = layer(state, packing, newest_only=layer is self.layers[-1], blind=padded)
             state = self.dropout(state)
         restored: Tensor = self.output_norm(self.dropout(state))
         return restored
+
+    def _waves(self, t: Tensor) -> Tensor:
+        """Steps t [B] as the network is told them: [B, H] float64."""
+        return step_embedding(t.double() * (_CLOCK / self.config.steps), self.config.embedding_size)
 
     # --- scoring (paper section 4.3) ----------------------------------------------------------------------------------
 
