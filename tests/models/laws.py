@@ -1,5 +1,6 @@
 """What holds for every recommender. A model's test file names the class and inherits the rest."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -76,8 +77,8 @@ def split_of(parts: Mapping[str, list[tuple[int, int]]], config: SplitConfig) ->
     return Split(config, users, items, made["train"], made["valid"], made["test"], False)
 
 
-def queries_of(split: Split) -> Queries:
-    return Queries.of(split.train, split.n_items, split.users.keys)
+def queries_of(split: Split, device: str = "cpu") -> Queries:
+    return Queries.of(split.train, split.n_items, split.users.keys, device)
 
 
 def scores(model: Recommender, queries: Queries) -> torch.Tensor:
@@ -87,8 +88,8 @@ def scores(model: Recommender, queries: Queries) -> torch.Tensor:
         return model.score(queries)
 
 
-def recall(model: Recommender, split: Split, cutoff: int = 10) -> float:
-    return judge(model, split, UniformWeights(), ["test"], EVALUATION, "cpu")["test"].means()[f"recall@{cutoff}"]
+def recall(model: Recommender, split: Split, cutoff: int = 10, device: str = "cpu") -> float:
+    return judge(model, split, UniformWeights(), ["test"], EVALUATION, device)["test"].means()[f"recall@{cutoff}"]
 
 
 class Stop(Exception):
@@ -111,19 +112,25 @@ class RecommenderLaws:
         return build(variant, split.n_items, {name: torch.as_tensor(value) for name, value in inputs.items()})
 
     def train(
-        self, split: Split, folder: Any, seed: int = 3, budget: float | None = None, **changes: Any
+        self,
+        split: Split,
+        folder: Any,
+        seed: int = 3,
+        budget: float | None = None,
+        device: str = "cpu",
+        **changes: Any,
     ) -> Recommender:
         """`budget` in seconds; `changes` are the trainer's."""
         torch.manual_seed(seed)
-        model = self.build(split)
+        model = self.build(split).to(device)
         fit(
             model,
-            queries_of(split),
+            queries_of(split, device),
             self.trainer.model_copy(update=changes),
-            validate=lambda one: judge(one, split, UniformWeights(), ["valid"], EVALUATION, "cpu")["valid"].means(),
+            validate=lambda one: judge(one, split, UniformWeights(), ["valid"], EVALUATION, device)["valid"].means(),
             checkpoint=folder / "checkpoint",
             seed=seed,
-            device=torch.device("cpu"),
+            device=torch.device(device),
             on_epoch=lambda epoch, values: None,
             progress=False,
             budget_seconds=budget,
@@ -250,6 +257,23 @@ class RecommenderLaws:
         popular = MostPop(MostPop.Config(), ITEMS)
         popular.solve(queries_of(split))
         assert recall(fitted, split) > recall(popular, split) + 0.2
+
+    @pytest.mark.gpu
+    def test_a_gpu_gives_the_same_scores(self, fitted: Recommender, split: Split) -> None:
+        """What is drawn in scoring hangs on seed and user, not on the device."""
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        here = scores(fitted, queries_of(split))
+        there = scores(copy.deepcopy(fitted).to("cuda"), queries_of(split, "cuda")).cpu()
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-3 * float(here.abs().max()))
+
+    @pytest.mark.gpu
+    def test_a_gpu_learns_as_much(self, fitted: Recommender, split: Split, tmp_path: Any) -> None:
+        """In bfloat16 products, where the GPU has them."""
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        learned = self.train(split, tmp_path, device="cuda")
+        assert recall(learned, split, device="cuda") > recall(fitted, split) - 0.1
 
     def test_an_unknown_option_is_refused(self) -> None:
         assert model_class(self.model)
