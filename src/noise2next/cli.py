@@ -443,7 +443,8 @@ def drift(dataset: DatasetName = "sample", overrides: Overrides = [], as_json: A
         style = "bold red" if finding.alarmed else "dim" if finding.value is None else ""
         out.print(f"{'drift' if finding.alarmed else '     '} {_plain(finding.sentence)}", style=style, highlight=False)
     champion = f"version {report.champion} ({report.variant})"
-    verdict = "has drifted from" if report.drifted else "is still that of"
+    quiet = "is still that of" if report.judged else "could not be held against"
+    verdict = "has drifted from" if report.drifted else quiet
     out.print(f"[bold]{report.dataset} {verdict} champion {champion}[/]", highlight=False, soft_wrap=True)
 
 
@@ -755,10 +756,8 @@ _WIDE = 100  # characters, from which on the leaderboard has room for more than 
 
 def _print_leaderboard(report: Any) -> None:
     """Rows best first on test, the one that validation chose in bold; the main metric with its interval."""
-    mask = "seen items left out" if report.mask_seen else "seen items stay in"
     Console().print(
-        f"[bold]{report.dataset}[/]: split {report.split}, history {report.history}, {mask}, "
-        f"{report.users['test']:,} users",
+        f"[bold]{report.dataset}[/]: {report.protocol}, {report.users['test']:,} users",
         highlight=False,
     )
     main = report.main_metric

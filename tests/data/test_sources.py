@@ -80,6 +80,44 @@ def test_columns_are_told_by_their_names(tmp_path: Path, names: str, expected: s
     )
 
 
+@pytest.mark.parametrize(("user", "time"), [("b{}", "13/09/2020 12:26"), ("{}", "2020-09-13"), ("b{}", "1")])
+def test_a_header_in_another_language_is_no_row(tmp_path: Path, user: str, time: str) -> None:
+    rows = [(user.format(row[0]), f"a{row[1]}", "4,0", time) for row in ROWS]
+    path = written(tmp_path / "log.csv", delimited(rows, ";", ("utilisateur", "produit", "note", "quand")))
+    with pytest.raises(UserError, match="no column told as the user among utilisateur, produit, note, quand"):
+        recognise(path)
+    source = recognise(path, Hints(user="utilisateur", item="produit"))
+    assert (source.header, source.rows_peeked) == (True, N)
+
+
+def test_names_of_people_are_no_header(tmp_path: Path) -> None:
+    people = ("ada", "bob", "cleo")
+    rows = [(people[k % 3], f"thing {people[k % 2]}") for k in range(N)]
+    assert recognise(written(tmp_path / "log.csv", delimited(rows, ","))).header is False
+
+
+def test_a_rating_that_is_no_number_is_no_silent_loss(tmp_path: Path) -> None:
+    rows = [(row[0], row[1], f'"{row[2]},0"') for row in ROWS]
+    path = written(tmp_path / "log.csv", delimited(rows, ",", ("user", "item", "rating")))
+    source = recognise(path)
+    assert (source.columns.rating, source.unread_rating) == (None, ("rating", "1,0"))
+    with pytest.raises(UserError, match=r"'rating' holds '1,0', which is no number; write ratings with a decimal"):
+        recognise(path, Hints(rating="rating"))
+
+
+def test_seconds_among_milliseconds_are_no_clock(tmp_path: Path) -> None:
+    rows = [(*row[:2], row[3] + "000" * (k % 3 == 0)) for k, row in enumerate(ROWS)]
+    path = written(tmp_path / "log.csv", delimited(rows, ",", ("user", "item", "time")))
+    assert (recognise(path).time_unit, recognise(path).unread_time) == (None, "time")
+
+
+def test_an_object_is_no_id(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"user": {"id": user}, "sku": item}) + "\n" for user, item, *_ in ROWS)
+    path = written(tmp_path / "log.json", lines)
+    with pytest.raises(UserError, match=r"'user', told as the user, holds \{\"id\": \"1000\"\} and no single value"):
+        recognise(path)
+
+
 def test_what_a_person_says_stands_above_what_is_found(tmp_path: Path) -> None:
     path = written(tmp_path / "log.csv", delimited(ROWS, ",", ("userId", "movieId", "rating", "timestamp")))
     source = recognise(path, Hints(user="movieId", item="userId", time="rating", time_unit="order"))

@@ -288,6 +288,18 @@ def test_a_margin_lies_left_of_zero_on_the_page():
     assert guard < wins
 
 
+@pytest.mark.parametrize("changed", [1, 2])
+def test_where_few_lists_have_changed_a_gain_is_bounded_by_what_a_mean_can_be(changed: int):
+    """Resamples without them have next to no spread, or none: what is beyond the bound is drawn at the scale's end."""
+    hits = np.tile([0.0, 1.0], len(USERS) // 2)
+    fewer = np.where((hits == 1) & (hits.cumsum() <= changed), 0.0, hits)
+    decision = ask(judged(fewer, hits), judged(hits, hits), policy=PLAIN)
+    gain = decision.over_champion[0].gain
+    assert (gain.low, decision.promoted) == (-gain.theirs, False)
+    places = re.findall(r' (?:x1|x2|cx)="([^"]+)"', render(decision))
+    assert all(0 <= float(one) <= 600 for one in places)
+
+
 def test_a_text_from_outside_is_no_markup_on_the_page():
     odd = NEW.model_copy(update={"variant": "<script>alert(1)</script>"})
     assert "<script>alert" not in render(refuse(POLICY, OCCASION, odd, "integrity", "<b>broken</b>"))

@@ -72,7 +72,8 @@ def time_unit(values: Values) -> TimeUnit | None:
     middle = median(numbers)
     for unit, scale in _CLOCKS:
         if _FROM * scale <= middle < _TO * scale:
-            return unit
+            fitting = sum(_FROM * scale <= one < _TO * scale for one in numbers)
+            return unit if fitting >= _MOSTLY * len(numbers) else None  # else two units are mixed
     return "order" if 0 <= middle < _FROM else None
 
 

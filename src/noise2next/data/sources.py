@@ -62,6 +62,7 @@ class Source:
     names: tuple[str, ...] = ()  # all columns
     first_time: str | None = None  # as a date, or as written where there is no clock
     unread_time: str | None = None  # a column named like a time whose unit is not told
+    unread_rating: tuple[str, str] | None = None  # a column named like a rating, and a value in it that is no number
     rows_peeked: int = 0
     left_out: tuple[str, ...] = ()  # members or files beside the log
     one_each: bool = False  # official split with one validation row a user
@@ -348,7 +349,7 @@ def _separator(lines: Sequence[str]) -> str | None:
 
 
 def _has_header(records: list[list[str]], hints: Hints) -> bool:
-    """Names of columns stand where numbers stand below, or are ones that logs have."""
+    """Names of columns stand where numbers or digits stand below, or are ones that logs have."""
     first, body = records[0], records[1:1000]
     said = [one for one in (hints.user, hints.item, hints.time, hints.rating) if one is not None]
     if said and all(one in [name.strip() for name in first] for one in said) and not all(one.isdigit() for one in said):
@@ -357,10 +358,17 @@ def _has_header(records: list[list[str]], hints: Hints) -> bool:
         return False
     if any(guesses.named(role, [cell.split(":")[0] for cell in first]) for role in ("user", "item")):
         return True
+    if any(re.search(r"\d", cell) for cell in first):
+        return any(guesses.share_numeric(column) > _ALIKE for column in _columns(body, len(first)))
     return any(
-        guesses.share_numeric([record[k] for record in body if len(record) == len(first)]) > _ALIKE
-        for k in range(len(first))
+        sum(re.search(r"\d", cell) is not None for cell in column) > _ALIKE * len(column)
+        for column in _columns(body, len(first))
     )
+
+
+def _columns(records: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """By column, the cells of records of that width; none where there are no such records."""
+    return [list(column) for column in zip(*(one for one in records if len(one) == width), strict=True)]
 
 
 # --- JSON lines and Parquet -------------------------------------------------------------------------------------------
@@ -375,7 +383,16 @@ def _json(piece: Piece, text: _Text, hints: Hints) -> Source:
     names = list(dict.fromkeys(key for one in good for key in one))
     values = {name: [logs.scalar_text(one.get(name)) for one in good] for name in names}
     source = Source(piece.path, "json", encoding=text.encoding, rows_peeked=len(good))
-    return _with_columns(piece, source, values, hints)
+    found = _with_columns(piece, source, values, hints)
+    for role in ("user", "item"):
+        column = getattr(found.columns, role)
+        nested = next((one[column] for one in good if isinstance(one.get(column), dict | list)), None)
+        if nested is not None:
+            raise UserError(
+                f"{piece.name}: column {column!r}, told as the {role}, holds {logs.scalar_text(nested)} and no single"
+                f" value; write that value under a name of its own, or name another column with --{role}"
+            )
+    return found
 
 
 def _parquet(piece: Piece, hints: Hints) -> Source:
@@ -434,8 +451,7 @@ def _with_columns(
             raise UserError(
                 f"{piece.name}: no column told as the {role} among {', '.join(values)}; name it with --{role}"
             )
-    numeric = [name for name in guessed.get("rating", []) if guesses.share_numeric(values[name]) >= _ALIKE]
-    rating = said.get("rating", numeric[0] if numeric else None)
+    rating, unread_rating = _rating(piece, values, said.get("rating"), guessed.get("rating", []))
     time, unit = _clock(piece, values, guessed.get("time", []), hints)
     clocks = guessed.get("time", [])
     columns = Columns(user=chosen["user"], item=chosen["item"], time=time, rating=rating)
@@ -446,7 +462,26 @@ def _with_columns(
         names=tuple(values),
         first_time=None if time is None or unit is None else _first_time(values[time], unit),
         unread_time=clocks[0] if time is None and clocks else None,
+        unread_rating=unread_rating,
     )
+
+
+def _rating(
+    piece: Piece, values: Mapping[str, guesses.Values], said: str | None, guessed: Sequence[str]
+) -> tuple[str | None, tuple[str, str] | None]:
+    """The column of ratings; without one, a column named like one and what in it is no number."""
+    odd = {
+        name: next(value for value in values[name] if value and not guesses.share_numeric([value]))
+        for name in ([said] if said is not None else guessed)
+        if any(values[name]) and guesses.share_numeric(values[name]) < _ALIKE
+    }
+    if said in odd:
+        raise UserError(
+            f"{piece.name}: column {said!r} holds {odd[said]!r}, which is no number; write ratings with a decimal point"
+            " and without a unit, or leave --rating out"
+        )
+    rating = said or next((name for name in guessed if name not in odd), None)
+    return rating, next(iter(odd.items())) if rating is None and odd else None
 
 
 def _refuse_shared(piece: Piece, said: Mapping[str, str]) -> None:

@@ -128,3 +128,9 @@ class LeaderboardReport(Frozen):
     rows: list[LeaderboardRow]
     left_out: dict[str, str]  # variant: why it is not in the table
     notes: list[str]
+
+    @property
+    def protocol(self) -> str:
+        """What was judged and how, in a phrase."""
+        mask = "seen items left out" if self.mask_seen else "seen items stay in"
+        return f"split {self.split}, history {self.history}, {mask}"

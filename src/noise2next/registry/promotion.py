@@ -463,9 +463,8 @@ def _answer(
     values = mine.metric(question.metric)[members], other.metric(question.metric)[members]
     here, there = (float(one.mean()) for one in values)
     limit, passed = question.share * there, question.passed(ends[0])
-    gain = Gain(
-        over=question.over, users=len(values[0]), mine=here, theirs=there, low=ends[0] + limit, high=ends[1] + limit
-    )
+    low, high = max(ends[0] + limit, -there), min(ends[1] + limit, 1 - there)  # no mean is beyond 0 or 1
+    gain = Gain(over=question.over, users=len(values[0]), mine=here, theirs=there, low=low, high=high)
     sentence = (
         f"{question.name}: {here:.4f} against {there:.4f}, and the {policy.bootstrap.level:.0%} lower bound of the "
         f"gain, {gain.low:+.4f}, {'reaches' if passed else 'misses'} {limit:+.4f}"

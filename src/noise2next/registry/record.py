@@ -11,6 +11,7 @@ from noise2next.evaluation.charts import Scale, Tick
 from noise2next.registry.promotion import Check, Decision
 
 WIDTH = 600
+ALL = 100  # percent of a mean; a loss is never more
 LEFT, RIGHT, TOP, BOTTOM = 22, 22, 14, 42
 HISTOGRAM_HEIGHT = 300
 ROW_HEIGHT = 46
@@ -90,13 +91,14 @@ def _distribution(decision: Decision) -> Distribution | None:
     if decision.gains is None or main is None:
         return None
     edges, counts = decision.gains.edges, decision.gains.counts
-    x = _wide([*edges, main.observed, main.limit, 0.0])
+    bound = max(main.observed, 2 * edges[0] - edges[-1])  # where few lists have changed, it is far away
+    x = _wide([*edges, bound, main.limit, 0.0])
     y = Scale(0, max(counts), HISTOGRAM_HEIGHT - BOTTOM, TOP)
     bars = [
         Bar(x(low), y(count), round(x(high) - x(low), 2), round(HISTOGRAM_HEIGHT - BOTTOM - y(count), 2))
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
     ]
-    return Distribution(bars, x.ticks(), x(main.observed), x(main.limit))
+    return Distribution(bars, x.ticks(), x(bound), x(main.limit))
 
 
 def _intervals(checks: Sequence[Check]) -> Intervals | None:
@@ -108,15 +110,17 @@ def _intervals(checks: Sequence[Check]) -> Intervals | None:
         [100 * value / gain.theirs for value in (gain.low, gain.mine - gain.theirs, gain.high, check.limit)]
         for check, gain in shown
     ]
-    x = _wide([0.0, *(value for share in shares for value in share)])
+    # Where few lists have changed, a bound is as far away as can be: it is drawn to the end of the scale.
+    ends = [value for low, _, high, _ in shares for value in (low, high) if abs(value) < ALL]
+    x = _wide([0.0, *ends, *(value for _, mean, _, limit in shares for value in (mean, limit))])
     rows = [
         Row(
             name=check.name,
             passed=check.passed,
             y=TOP + ROW_HEIGHT * place + 30,
-            low=x(low),
+            low=x(max(low, x.low)),
             mean=x(mean),
-            high=x(high),
+            high=x(min(high, x.high)),
             limit=x(limit),
             title=f"{mean:+.1f} % ({low:+.1f} to {high:+.1f}), limit {limit:+.1f}, {gain.users:,} users",
         )

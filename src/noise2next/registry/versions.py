@@ -125,7 +125,7 @@ class ModelRegistry:
         found = self.at("champion")
         if found is None:
             raise UserError(
-                f"{self.name}: there is no champion yet; `noise2next run` or `noise2next register` makes one"
+                f"{self.name}: there is no champion yet; `noise2next run --dataset {self._space.dataset}` makes one"
             )
         return found
 

@@ -122,6 +122,8 @@ def add(
         encoding=None if encoding is None else known_encoding(encoding),
     )
     source = recognise(path, hints)
+    if positive is not None and source.columns.rating is None:
+        raise UserError(f"{path}: --positive {positive!r} needs a rating, and {_no_rating(source)}")
     if source.format != "diffrec":  # which was read to its end already
         for piece in pieces(source.path, str(source.path), source.member):
             piece.check_whole()
@@ -474,6 +476,14 @@ def _report(space: Workspace, source: Source, known: bool) -> AddReport:
     )
 
 
+def _no_rating(source: Source) -> str:
+    """Why there is none, and what to do."""
+    if source.unread_rating is None:
+        return f"no column is told as one among {', '.join(source.names)}; name it with --rating"
+    column, value = source.unread_rating
+    return f"column {column!r} holds {value!r}, which is no number; write ratings with a decimal point"
+
+
 def _notes(source: Source, positive: str | None, k_core: int, known: bool) -> list[str]:
     notes = []
     if known:
@@ -482,6 +492,12 @@ def _notes(source: Source, positive: str | None, k_core: int, known: bool) -> li
         )
     if source.columns.rating is not None and positive is None:
         notes.append("ratings are there and every row counts as liking; --positive 'rating >= 4' counts only high ones")
+    if source.unread_rating is not None:
+        column, value = source.unread_rating
+        notes.append(
+            f"column {column} is named like a rating and is not read, for {value!r} is no number: every row counts as"
+            " liking; write ratings with a decimal point"
+        )
     if source.unread_time is not None:
         notes.append(
             f"column {source.unread_time} is named like a time and is not read: write times as ISO 8601, or as seconds"

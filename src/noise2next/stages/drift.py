@@ -58,6 +58,11 @@ class DriftReport(Frozen):
     stretches: list[StretchReport]  # oldest first: the last is the newest, the one before it what it is held against
     outcomes: list[OutcomeReport]  # oldest table first
 
+    @property
+    def judged(self) -> bool:
+        """Whether there was enough for an answer to any question."""
+        return any(one.value is not None for one in self.findings)
+
 
 def run(params: Params, space: Workspace, settings: Settings) -> DriftReport:
     """Judge the ingested log of `space.dataset` against its champion and write `space.drift`: report.json.
@@ -88,7 +93,8 @@ def run(params: Params, space: Workspace, settings: Settings) -> DriftReport:
     )
     with writing(space.drift) as folder:
         write_json(folder / "report.json", report.model_dump(mode="json"))
-    log.info("%s: %s", space.dataset, "; ".join(reasons) or "nothing has drifted")
+    quiet = "nothing has drifted" if report.judged else "nothing could be judged"
+    log.info("%s: %s", space.dataset, "; ".join(reasons) or quiet)
     return report
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -68,10 +69,20 @@ def run(params: Params, space: Workspace) -> PrepareReport:
             )
         report = _report(params, space.dataset, dataset, prepared, folder)
         write_json(folder / "report.json", report.model_dump())
-    log.info(
-        "%s: %d rows, %d users, %d items", space.dataset, prepared.rows["after_k_core"], report.users, report.items
-    )
+    told = _told(prepared.rows, dataset)
+    log.info("%s: %s, %d users, %d items", space.dataset, told, report.users, report.items)
     return report
+
+
+def _told(rows: Mapping[str, int], dataset: Dataset) -> str:
+    """How many rows are left, of how many, and what took the others."""
+    taken = {
+        f"not {dataset.positive}": rows["ingested"] - rows["positive"],
+        "repeats": rows["positive"] - rows["after_repeats"],
+        f"outside the {dataset.k_core}-core": rows["after_repeats"] - rows["after_k_core"],
+    }
+    lost = ", ".join(f"{count} {reason}" for reason, count in taken.items() if count)
+    return f"{rows['after_k_core']} rows" + (f" of {rows['ingested']} ({lost})" if lost else "")
 
 
 def _stop_at_a_breach(space: Workspace) -> None:

@@ -394,7 +394,8 @@ def _conventions(found: Results) -> list[str]:
         f"A deviation is over seeds (n - 1); an interval is over users (bootstrap, "
         f"{found.evaluation.bootstrap_samples:,} samples, {found.evaluation.confidence:.0%}) of each user's mean over "
         "seeds. Models without seeds are deterministic.",
-        "Seconds and memory are of the machine that a row was trained on, which need not be the same for all rows.",
+        "Seconds, memory, and the precision where settings leave it at `auto`, are of the machine that a row was "
+        "trained on, which need not be the same for all rows.",
         *(f"Published figures of {', '.join(names)}: {source}." for source, names in by_source.items()),
     ]
 

@@ -166,8 +166,8 @@ def _leaderboard(board: LeaderboardReport) -> list[str]:
         "|---:|---|" + "---|" * (1 + len(beside)),
         *(_line(place, row, [main, *beside], row.variant == board.chosen) for place, row in shown),
         "",
-        f"Test, {board.users['test']:,} users, split {board.split}, history {board.history}{cut}; in brackets the "
-        f"{board.confidence:.0%} bootstrap interval over users; validation chose the row in bold.",
+        f"Test, {board.users['test']:,} users, {board.protocol}{cut}; in brackets the {board.confidence:.0%} bootstrap "
+        "interval over users; validation chose the row in bold.",
         *(f"- {_text(f'{name} is not in the table: {why}')}" for name, why in board.left_out.items()),
     ]
 
