@@ -162,13 +162,22 @@ def test_ratings_without_a_threshold_are_spoken_of(unversioned: Path, log: Path)
     assert not any("--positive" in note for note in report.notes)
 
 
+def test_a_rating_that_is_not_read_is_spoken_of_and_no_threshold_is_set_on_it(unversioned: Path, log: Path) -> None:
+    log.write_text("user;item;rating;time\n" + "".join(f"u{k};i{k};{k % 5},5;{10**9 + k}\n" for k in range(50)))
+    with pytest.raises(UserError, match=r"needs a rating, and column 'rating' holds '0,5', which is no number"):
+        datasets.add(unversioned, "shop", log, positive="rating >= 4")
+    report = datasets.add(unversioned, "shop", log)
+    assert report.other_columns == ["rating"]
+    assert any("'0,5' is no number: every row counts as liking" in note for note in report.notes)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"name": "Shop!"}, r"'Shop!' is no usable name"),
         ({"time_unit": "hours"}, r"'hours' is none of s, ms, us, iso, order"),
         ({"format": "xml"}, r"'xml' is none of delimited"),
-        ({"positive": "rating >= 4"}, r"needs columns\.rating"),
+        ({"positive": "rating >= 4"}, r"needs a rating, and no column is told as one .*; name it with --rating"),
         ({"split": "official"}, r"split official needs"),
         ({"user": "customer"}, r"no column 'customer'"),
         ({"path": Path("/nowhere/log.csv")}, r"no such file"),

@@ -47,6 +47,15 @@ def test_the_report_says_what_the_files_hold(space: Workspace) -> None:
     assert report.leakage == []
 
 
+def test_what_became_of_the_rows_is_told(space: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        rows = prepare.run(params(k_core=6), space).rows
+    repeats, core = rows["positive"] - rows["after_repeats"], rows["after_repeats"] - rows["after_k_core"]
+    assert min(repeats, core) > 0
+    told = f"shop: {rows['after_k_core']} rows of 300 ({repeats} repeats, {core} outside the 6-core), "
+    assert told in caplog.text
+
+
 def held(space: Workspace, success: bool) -> None:
     """What `validate` leaves behind."""
     found = {"success": success, "ingested": digest(space.ingested), "breaches": ["broken"], "docs": "d", "remedy": "r"}
