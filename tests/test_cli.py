@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.shop import command as noise2next
 
+from noise2next import cli
 from noise2next.data import sample
 
 PARAMS = """# a person's own comment
@@ -309,3 +310,8 @@ def test_the_entry_that_a_search_found_can_be_copied_from_the_terminal(capsys):
     above, below = capsys.readouterr().out.split("\nentry\n")
     assert below == entry
     assert "recall@5" in above
+
+
+def test_ids_stand_between_commas_and_one_with_a_comma_in_quotes():
+    assert cli._ids(' a,"b,c", d e ,,日本') == ["a", "b,c", "d e", "日本"]
+    assert cli._ids("") == []

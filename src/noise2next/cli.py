@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 something the person can mend (one sentence on standard er
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import logging
@@ -385,7 +386,8 @@ def recommend(
     dataset: DatasetName = "sample",
     user: Annotated[str | None, typer.Option(help="A user's id in the log.")] = None,
     history: Annotated[
-        str | None, typer.Option(help="Item ids with commas between, oldest first: any history.")
+        str | None,
+        typer.Option(help="Item ids with commas between, oldest first: any history; an id with a comma in quotes."),
     ] = None,
     everyone: Annotated[
         bool, typer.Option("--all", help="Every user: a table that is kept, or the file --out.")
@@ -423,8 +425,7 @@ def recommend(
     if user is not None:
         report = stage.for_user(params, space, settings, user, many, variant, draws)
     else:
-        items = [item.strip() for item in (history or "").split(",") if item.strip()]
-        report = stage.for_history(params, space, settings, items, many, variant, draws)
+        report = stage.for_history(params, space, settings, _ids(history or ""), many, variant, draws)
     _show(report, as_json, rows=("items", "names", "scores", "shares"))
 
 
@@ -744,6 +745,11 @@ def _cell(value: Any) -> str:
             return repr(value)  # a tab as a separator
         case _:
             return str(value)
+
+
+def _ids(text: str) -> list[str]:
+    """Ids with commas between, quotes around one that holds a comma."""
+    return [one.strip() for one in next(csv.reader([text], skipinitialspace=True), []) if one.strip()]
 
 
 def _plain(text: str) -> str:

@@ -143,7 +143,7 @@ def test_each_breach_stops_a_model_that_wins_everything_else(challenger: Judged,
 def test_a_collapse_of_coverage_is_blocked_although_it_keeps_the_floor():
     decision = ask(judged(BASE + 0.2, coverage=0.12), judged(BASE, coverage=0.9))
     assert failed(decision) == ["coverage@20 beside the champion's"]
-    assert "0.7 times the champion's, 0.63" in decision.reasons[0]
+    assert "the floor 0.63, 0.7 times the champion's" in decision.reasons[0]
 
 
 def test_a_value_at_its_limit_is_within_it():

@@ -409,7 +409,7 @@ def _latency(limit: float, taken: float, champion: Contender | None) -> Check:
 def _ceilings(policy: Policy, mine: Judged, baseline: Judged) -> Iterator[Check]:
     for name, most in policy.ceilings.items():
         value, limit = mine.of_lists(name), most * baseline.of_lists(name)
-        yield _check(name, value, limit, value <= limit, f"ceiling, {most:.4g} times the baseline's,")
+        yield _check(name, value, limit, value <= limit, "ceiling", f", {most:.4g} times the baseline's")
 
 
 def _of_champion(policy: Policy, mine: Judged, theirs: Judged) -> Iterator[Check]:
@@ -417,17 +417,18 @@ def _of_champion(policy: Policy, mine: Judged, theirs: Judged) -> Iterator[Check
         value, other = mine.of_lists(name), theirs.of_lists(name)
         if asked.at_least is not None:
             limit = asked.at_least * other
-            words = f"floor, {asked.at_least:.4g} times the champion's,"
-            yield _check(f"{name} beside the champion's", value, limit, value >= limit, words)
+            words = f", {asked.at_least:.4g} times the champion's"
+            yield _check(f"{name} beside the champion's", value, limit, value >= limit, "floor", words)
         if asked.at_most is not None:
             limit = asked.at_most * other
-            words = f"ceiling, {asked.at_most:.4g} times the champion's,"
-            yield _check(f"{name} beside the champion's", value, limit, value <= limit, words)
+            words = f", {asked.at_most:.4g} times the champion's"
+            yield _check(f"{name} beside the champion's", value, limit, value <= limit, "ceiling", words)
 
 
-def _check(name: str, value: float, limit: float, passed: bool, kind: str) -> Check:
+def _check(name: str, value: float, limit: float, passed: bool, kind: str, source: str = "") -> Check:
+    """`source` says what the limit comes from."""
     verdict = "keeps" if passed else "breaks"
-    sentence = f"{name} {value:.4g} {verdict} the {kind} {limit:.4g}"
+    sentence = f"{name} {value:.4g} {verdict} the {kind} {limit:.4g}{source}"
     return Check(name=name, observed=value, limit=limit, passed=passed, sentence=sentence)
 
 

@@ -122,7 +122,9 @@ def choose(
         elif variants is None:
             skipped[name] = reason
         else:
-            raise UserError(f"{space.dataset}: variant {name!r} cannot be trained on it: {reason}")
+            raise UserError(
+                f"{space.dataset}: variant {name!r} cannot be trained on it: {reason}; leave it out of --variants"
+            )
     if not chosen:
         raise UserError(f"{space.dataset}: no variant to train; name some with --variants or add them to params.yaml")
     return chosen, skipped
