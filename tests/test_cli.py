@@ -314,4 +314,5 @@ def test_the_entry_that_a_search_found_can_be_copied_from_the_terminal(capsys):
 
 def test_ids_stand_between_commas_and_one_with_a_comma_in_quotes():
     assert cli._ids(' a,"b,c", d e ,,日本') == ["a", "b,c", "d e", "日本"]
+    assert cli._ids('"Heroes" LP,5" disk\n') == ['"Heroes" LP', '5" disk']
     assert cli._ids("") == []

@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 something the person can mend (one sentence on standard er
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import logging
@@ -749,7 +748,9 @@ def _cell(value: Any) -> str:
 
 def _ids(text: str) -> list[str]:
     """Ids with commas between, quotes around one that holds a comma."""
-    return [one.strip() for one in next(csv.reader([text], skipinitialspace=True), []) if one.strip()]
+    from noise2next.data import delimited
+
+    return [one.strip() for one in delimited.split_line(" ".join(text.splitlines()), ",") if one.strip()]
 
 
 def _plain(text: str) -> str:

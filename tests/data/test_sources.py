@@ -90,6 +90,18 @@ def test_a_header_in_another_language_is_no_row(tmp_path: Path, user: str, time:
     assert (source.header, source.rows_peeked) == (True, N)
 
 
+def test_a_first_row_without_digits_is_no_header_where_columns_are_said_by_place(tmp_path: Path) -> None:
+    rows = [("ann", "milk", "soon"), *((f"ann{k}", "milk", f"2020-01-{k % 28 + 1:02}") for k in range(N))]
+    path = written(tmp_path / "log.csv", delimited(rows, ","))
+    assert recognise(path, Hints(user="1", item="2")).header is False
+
+
+def test_a_first_row_that_lacks_a_value_is_no_header(tmp_path: Path) -> None:
+    rows = [("ann", "milk", ""), *((("ann", "bob")[k % 2], "milk", f"2020-01-{k % 28 + 1:02}") for k in range(N))]
+    source = recognise(written(tmp_path / "log.csv", delimited(rows, ",")))
+    assert (source.header, source.columns.time, source.time_unit) == (False, "3", "iso")
+
+
 def test_names_of_people_are_no_header(tmp_path: Path) -> None:
     people = ("ada", "bob", "cleo")
     rows = [(people[k % 3], f"thing {people[k % 2]}") for k in range(N)]
@@ -109,6 +121,22 @@ def test_seconds_among_milliseconds_are_no_clock(tmp_path: Path) -> None:
     rows = [(*row[:2], row[3] + "000" * (k % 3 == 0)) for k, row in enumerate(ROWS)]
     path = written(tmp_path / "log.csv", delimited(rows, ",", ("user", "item", "time")))
     assert (recognise(path).time_unit, recognise(path).unread_time) == (None, "time")
+    bare = recognise(written(tmp_path / "bare.csv", delimited(rows, ",")))
+    assert (bare.columns.rating, bare.columns.time, bare.unread_time) == (None, None, "3")
+
+
+def test_zeros_among_seconds_stand_for_no_time(tmp_path: Path) -> None:
+    rows = [(*row[:2], row[3] if k % 3 else "0") for k, row in enumerate(ROWS)]
+    assert recognise(written(tmp_path / "log.csv", delimited(rows, ","))).time_unit == "s"
+
+
+def test_a_rating_that_nobody_gave_is_passed_over(tmp_path: Path) -> None:
+    rows = [(*row[:2], "", row[2]) for row in ROWS]
+    path = written(tmp_path / "log.csv", delimited(rows, ",", ("user", "item", "rating", "score")))
+    assert recognise(path).columns.rating == "score"
+    some = [(*row[:2], row[2] if k % 5 else "NULL") for k, row in enumerate(ROWS)]
+    path = written(tmp_path / "some.csv", delimited(some, ",", ("user", "item", "rating")))
+    assert recognise(path, Hints(rating="rating")).columns.rating == "rating"
 
 
 def test_an_object_is_no_id(tmp_path: Path) -> None:
@@ -116,6 +144,8 @@ def test_an_object_is_no_id(tmp_path: Path) -> None:
     path = written(tmp_path / "log.json", lines)
     with pytest.raises(UserError, match=r"'user', told as the user, holds \{\"id\": \"1000\"\} and no single value"):
         recognise(path)
+    plain = "".join(json.dumps({"user": user, "sku": item}) + "\n" for user, item, *_ in ROWS)
+    assert recognise(written(path, plain + lines.splitlines()[0] + "\n")).columns.user == "user"
 
 
 def test_what_a_person_says_stands_above_what_is_found(tmp_path: Path) -> None:

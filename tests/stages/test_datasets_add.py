@@ -162,6 +162,13 @@ def test_ratings_without_a_threshold_are_spoken_of(unversioned: Path, log: Path)
     assert not any("--positive" in note for note in report.notes)
 
 
+def test_a_format_without_ratings_takes_no_threshold(unversioned: Path, tmp_path: Path) -> None:
+    log = tmp_path / "lists.txt"
+    log.write_text("1 5 6 7\n2 5 8\n3 6 7 8 9\n" * 20)
+    with pytest.raises(UserError, match="the format sequences has none; leave --positive out"):
+        datasets.add(unversioned, "shop", log, positive="rating >= 4")
+
+
 def test_a_rating_that_is_not_read_is_spoken_of_and_no_threshold_is_set_on_it(unversioned: Path, log: Path) -> None:
     log.write_text("user;item;rating;time\n" + "".join(f"u{k};i{k};{k % 5},5;{10**9 + k}\n" for k in range(50)))
     with pytest.raises(UserError, match=r"needs a rating, and column 'rating' holds '0,5', which is no number"):

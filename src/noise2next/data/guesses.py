@@ -32,6 +32,7 @@ _ISO = re.compile(
 )
 _COMPACT = re.compile(r"(\d{4})(\d{2})(\d{2})", re.ASCII)
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+NOTHING = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "none", "None", "NONE", "\\N", "<NA>")
 _MOSTLY = 0.9
 _DATED = 0.95  # share of eight digits that must be days of the calendar
 _FEW = 30  # distinct values that a scale of ratings has at most
@@ -53,9 +54,14 @@ def named(role: str, names: Sequence[str]) -> list[str]:
     return found
 
 
+def given_of(values: Values) -> list[str]:
+    """The values that are there: neither empty nor a word for nothing."""
+    return [value for value in values if value and value.strip() not in NOTHING]
+
+
 def share_numeric(values: Values) -> float:
-    """The share of non-empty values that are finite numbers."""
-    given = [value for value in values if value]
+    """The share of the given values that are finite numbers."""
+    given = given_of(values)
     return sum(_NUMBER.fullmatch(value) is not None for value in given) / len(given) if given else 0.0
 
 
@@ -72,8 +78,9 @@ def time_unit(values: Values) -> TimeUnit | None:
     middle = median(numbers)
     for unit, scale in _CLOCKS:
         if _FROM * scale <= middle < _TO * scale:
-            fitting = sum(_FROM * scale <= one < _TO * scale for one in numbers)
-            return unit if fitting >= _MOSTLY * len(numbers) else None  # else two units are mixed
+            set_ones = [one for one in numbers if one > 0]  # 0 and -1 stand for none
+            fitting = sum(_FROM * scale <= one < _TO * scale for one in set_ones)
+            return unit if fitting >= _MOSTLY * len(set_ones) else None  # else two units are mixed
     return "order" if 0 <= middle < _FROM else None
 
 
@@ -114,13 +121,15 @@ def date(value: str, unit: TimeUnit) -> str | None:
 def roles_by_content(columns: Sequence[Values], wanted: Sequence[str]) -> dict[str, int]:
     """Places of the `wanted` roles among columns without names.
 
-    A clock tells the time; of the rest a short scale of small numbers tells the rating; the first that remain are user
-    and item, in this order. A role that nothing is left for is not in the answer.
+    A clock tells the time, at the end one of mixed units too; of the rest a short scale of small numbers tells the
+    rating; the first that remain are user and item, in this order. A role that nothing is left for is left out.
     """
     left = list(range(len(columns)))
     ids = [role for role in ("user", "item") if role in wanted]
     found: dict[str, int] = {}
     clocks = [k for k in left if time_unit(columns[k]) in ("s", "ms", "us", "iso")]
+    if not clocks and left and _is_late(columns[left[-1]]):
+        clocks = left[-1:]
     if "time" in wanted and clocks and len(left) > len(ids):
         found["time"] = clocks[-1]  # ids that look like times stand before the time, as publishers have it
         left.remove(found["time"])
@@ -131,6 +140,12 @@ def roles_by_content(columns: Sequence[Values], wanted: Sequence[str]) -> dict[s
             found["rating"] = _likeliest_scale(columns, scales) if scales else numeric[0]
             left.remove(found["rating"])
     return found | dict(zip(ids, left, strict=False))
+
+
+def _is_late(values: Values) -> bool:
+    """Whether these numbers are as large as moments since 1970 are, in whatever unit."""
+    given = given_of(values)
+    return share_numeric(values) == 1 and sum(float(one) >= _FROM for one in given) >= _MOSTLY * len(given)
 
 
 def _is_scale(values: Values) -> bool:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from noise2next.config import Dataset
 from noise2next.data import logs
+from noise2next.data.guesses import NOTHING
 from noise2next.data.pieces import Piece
 
 MISSING_USER = "missing user"
@@ -29,7 +30,6 @@ UNPARSABLE_RATING = "unparsable rating"
 INFINITE_RATING = "rating is not finite"
 DUPLICATE = "duplicate"
 
-NO_ID = ("", "nan", "NaN", "NAN", "null", "NULL", "Null", "none", "None", "NONE", "\\N", "<NA>")
 _PER_UNIT = {"s": 1e6, "ms": 1e3, "us": 1.0}  # microseconds
 _ABSURD = 32_503_680_000 * 10**6  # the year 3000 in microseconds
 _DAY = 86_400 * 10**6
@@ -106,7 +106,7 @@ def judged(rows: ir.Table, dataset: Dataset, future: int) -> ir.Table:
 
 def _id(column: ir.StringColumn) -> ir.StringColumn:
     """The text, null where it says that there is none."""
-    return ibis.cases((column.isin(NO_ID), ibis.null("string")), else_=column)
+    return ibis.cases((column.isin(NOTHING), ibis.null("string")), else_=column)
 
 
 def _time(rows: ir.Table, dataset: Dataset, future: int) -> tuple[ir.IntegerValue, ir.StringValue]:
@@ -172,7 +172,7 @@ def _rating(rows: ir.Table, dataset: Dataset) -> tuple[ir.FloatingValue, ir.Stri
         return ibis.null("float64"), ibis.null("string")
     text = rows.rating
     number = _float(text)
-    given = text.notnull() & ~text.isin([word for word in NO_ID if word.lower() != "nan"])
+    given = text.notnull() & ~text.isin([word for word in NOTHING if word.lower() != "nan"])
     reason = ibis.cases(
         (given & number.isnull(), UNPARSABLE_RATING),
         (number.isnan() | number.isinf(), INFINITE_RATING),

@@ -352,8 +352,12 @@ def _has_header(records: list[list[str]], hints: Hints) -> bool:
     """Names of columns stand where numbers or digits stand below, or are ones that logs have."""
     first, body = records[0], records[1:1000]
     said = [one for one in (hints.user, hints.item, hints.time, hints.rating) if one is not None]
-    if said and all(one in [name.strip() for name in first] for one in said) and not all(one.isdigit() for one in said):
+    names = [name.strip() for name in first]
+    numbered = [one.isdigit() for one in said]
+    if said and all(one in names for one in said) and not all(numbered):
         return True
+    if said and all(numbered) and not any(one in names for one in said):
+        return False  # said by place
     if any(guesses.share_numeric([cell]) for cell in first):
         return False
     if any(guesses.named(role, [cell.split(":")[0] for cell in first]) for role in ("user", "item")):
@@ -362,7 +366,8 @@ def _has_header(records: list[list[str]], hints: Hints) -> bool:
         return any(guesses.share_numeric(column) > _ALIKE for column in _columns(body, len(first)))
     return any(
         sum(re.search(r"\d", cell) is not None for cell in column) > _ALIKE * len(column)
-        for column in _columns(body, len(first))
+        for name, column in zip(names, _columns(body, len(first)), strict=False)
+        if guesses.given_of([name])
     )
 
 
@@ -386,11 +391,11 @@ def _json(piece: Piece, text: _Text, hints: Hints) -> Source:
     found = _with_columns(piece, source, values, hints)
     for role in ("user", "item"):
         column = getattr(found.columns, role)
-        nested = next((one[column] for one in good if isinstance(one.get(column), dict | list)), None)
-        if nested is not None:
+        nested = [one[column] for one in good if isinstance(one.get(column), dict | list)]
+        if len(nested) > (1 - _ALIKE) * len(good):
             raise UserError(
-                f"{piece.name}: column {column!r}, told as the {role}, holds {logs.scalar_text(nested)} and no single"
-                f" value; write that value under a name of its own, or name another column with --{role}"
+                f"{piece.name}: column {column!r}, told as the {role}, holds {logs.scalar_text(nested[0])} and no"
+                f" single value; write that value under a name of its own, or name another column with --{role}"
             )
     return found
 
@@ -470,17 +475,18 @@ def _rating(
     piece: Piece, values: Mapping[str, guesses.Values], said: str | None, guessed: Sequence[str]
 ) -> tuple[str | None, tuple[str, str] | None]:
     """The column of ratings; without one, a column named like one and what in it is no number."""
+    given = {name: guesses.given_of(values[name]) for name in ([said] if said is not None else guessed)}
     odd = {
-        name: next(value for value in values[name] if value and not guesses.share_numeric([value]))
-        for name in ([said] if said is not None else guessed)
-        if any(values[name]) and guesses.share_numeric(values[name]) < _ALIKE
+        name: next(value for value in some if not guesses.share_numeric([value]))
+        for name, some in given.items()
+        if some and guesses.share_numeric(some) < _ALIKE
     }
     if said in odd:
         raise UserError(
             f"{piece.name}: column {said!r} holds {odd[said]!r}, which is no number; write ratings with a decimal point"
             " and without a unit, or leave --rating out"
         )
-    rating = said or next((name for name in guessed if name not in odd), None)
+    rating = said or next((name for name in guessed if given[name] and name not in odd), None)
     return rating, next(iter(odd.items())) if rating is None and odd else None
 
 

@@ -11,7 +11,7 @@ from noise2next.evaluation.charts import Scale, Tick
 from noise2next.registry.promotion import Check, Decision
 
 WIDTH = 600
-ALL = 100  # percent of a mean; a loss is never more
+ALL = 100  # percent of a mean, the most that can be lost
 LEFT, RIGHT, TOP, BOTTOM = 22, 22, 14, 42
 HISTOGRAM_HEIGHT = 300
 ROW_HEIGHT = 46
@@ -110,9 +110,10 @@ def _intervals(checks: Sequence[Check]) -> Intervals | None:
         [100 * value / gain.theirs for value in (gain.low, gain.mine - gain.theirs, gain.high, check.limit)]
         for check, gain in shown
     ]
-    # Where few lists have changed, a bound is as far away as can be: it is drawn to the end of the scale.
-    ends = [value for low, _, high, _ in shares for value in (low, high) if abs(value) < ALL]
-    x = _wide([0.0, *ends, *(value for _, mean, _, limit in shares for value in (mean, limit))])
+    # Where few lists have changed, a bound is as far away as a mean can be: it is drawn to the end of the scale.
+    lows = [low for low, *_ in shares if low > -ALL]
+    highs = [high for (_, gain), (_, _, high, _) in zip(shown, shares, strict=True) if gain.high < 1 - gain.theirs]
+    x = _wide([0.0, *lows, *highs, *(value for _, mean, _, limit in shares for value in (mean, limit))])
     rows = [
         Row(
             name=check.name,

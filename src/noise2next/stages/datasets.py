@@ -478,6 +478,8 @@ def _report(space: Workspace, source: Source, known: bool) -> AddReport:
 
 def _no_rating(source: Source) -> str:
     """Why there is none, and what to do."""
+    if not source.names:
+        return f"the format {source.format} has none; leave --positive out"
     if source.unread_rating is None:
         return f"no column is told as one among {', '.join(source.names)}; name it with --rating"
     column, value = source.unread_rating
@@ -500,7 +502,8 @@ def _notes(source: Source, positive: str | None, k_core: int, known: bool) -> li
         )
     if source.unread_time is not None:
         notes.append(
-            f"column {source.unread_time} is named like a time and is not read: write times as ISO 8601, or as seconds"
+            f"column {source.unread_time} looks like a time and is not read, for its unit is not told: write all its"
+            " times as ISO 8601 or all as seconds, or say --time and --time-unit"
         )
     if source.time_unit is None:
         notes.append("the log has no time: splits and models that need one are refused, the split is drawn at random")

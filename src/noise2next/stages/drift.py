@@ -61,7 +61,7 @@ class DriftReport(Frozen):
     @property
     def judged(self) -> bool:
         """Whether there was enough for an answer to any question."""
-        return any(one.value is not None for one in self.findings)
+        return any(one.value is not None and one.limit is not None for one in self.findings)
 
 
 def run(params: Params, space: Workspace, settings: Settings) -> DriftReport:

@@ -32,7 +32,7 @@ class LeftOut(Frozen):
 
 
 def why_refused(params: Params, space: Workspace, variant: str | Variant, prepared: bool = True) -> str | None:
-    """Why `space.dataset` cannot have `variant`, a name or an entry like the one of its name; None where it can.
+    """Why `space.dataset` cannot have `variant`, by name or as a changed entry of its name; None where it can.
 
     With `prepared` the size of the prepared catalogue counts too, if there is one. Raises UserError for an entry that
     stands in the wrong mapping, or that wants more clusters than are made: no dataset could have it.

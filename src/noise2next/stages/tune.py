@@ -179,22 +179,26 @@ def _check(base: Variant, choices: Mapping[str, tuple[Any, ...]]) -> None:
 def _possible(
     params: Params, space: Workspace, base: Variant, choices: Mapping[str, tuple[Any, ...]]
 ) -> dict[str, tuple[Any, ...]]:
-    """The choices less what this dataset cannot have, as more clusters than its items allow.
+    """The choices less what this dataset cannot have, as more clusters than its items allow or than are made.
 
-    Raises UserError where that leaves none, and for more clusters than are made.
+    Raises UserError where that leaves none.
     """
     found = {}
     for key, some in choices.items():
-        kept = []
+        kept, last = [], None
         for value in some:
             candidate = _candidate(base, {key: value})
-            reason = None if candidate is None else why_refused(params, space, candidate)
+            try:
+                reason = None if candidate is None else why_refused(params, space, candidate)
+            except UserError as error:  # as more clusters than are made
+                reason = str(error)
             if reason is None:
                 kept.append(value)
             else:
+                last = reason
                 log.warning("%s: %s: %s %s is not tried: %s", space.dataset, base.name, key, value, reason)
         if not kept:
-            raise UserError(f"variant {base.name!r}: search.{key}: {space.dataset} can have none of these values")
+            raise UserError(f"variant {base.name!r}: search.{key}: {space.dataset} can have none of its values: {last}")
         found[key] = tuple(kept)
     return found
 
