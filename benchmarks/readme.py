@@ -61,7 +61,7 @@ def _shown(board: dict[str, Any]) -> dict[str, Any]:
         }
         for row in board["rows"]
     ]
-    return {**{key: board[key] for key in ("split", "history", "users", "chosen")}, "rows": rows}
+    return {**{key: board[key] for key in ("split", "history", "mask_seen", "users", "chosen")}, "rows": rows}
 
 
 def _sample() -> str:
@@ -76,7 +76,8 @@ def _sample() -> str:
             f"| {of['ndcg@20']['mean']:.4f} | {of['mrr@20']['mean']:.4f} | {row['coverage@20']:.3f} |"
         )
     told = (
-        f"Sample log, seed 1, split {board['split']}, history {board['history']}, {board['users']['test']:,} users; "
+        f"Sample log, seed 1, split {board['split']}, history {board['history']}, "
+        f"{'seen items left out' if board['mask_seen'] else 'seen items stay in'}, {board['users']['test']:,} users; "
         "the interval is a 95 % bootstrap over users; validation chose the row in bold."
     )
     return "\n".join([*lines, "", told])
@@ -105,8 +106,9 @@ def _over_seeds(row: dict[str, Any], metric: str, scale: float) -> str:
 
 def _noisy() -> str:
     told = (
-        "`ml-1m_noisy`: training and validation hold ratings below 4 as false positives, test does not. All rows and "
-        "settings: [docs/results/diffrec-ml1m-noisy.md](docs/results/diffrec-ml1m-noisy.md)."
+        "`ml-1m_noisy`: training and validation hold ratings below 4 as false positives, test does not. Full ranking, "
+        "seen items left out. All rows and settings: "
+        "[docs/results/diffrec-ml1m-noisy.md](docs/results/diffrec-ml1m-noisy.md)."
     )
     return "\n".join([*_rows(read_json(RESULTS / "diffrec-ml1m-noisy.json")), "", told])
 
@@ -154,9 +156,10 @@ def _ml1m() -> str:
         f"same time weights EASE reaches {by_name['t_ease']:.4f} and T-DiffRec {by_name['t_diffrec']:.4f}. "
     )
     told = (
-        "`ml-1m_clean` as DiffRec's authors ship it, official split, input train, full ranking, best epoch by "
-        f"validation where an entry does not fix their number. {verdict}In these files each user's `test` rows are "
-        "*older* than the `valid` rows, so feeding `valid` at test time would be a leak, and no row here does. "
+        "`ml-1m_clean` as DiffRec's authors ship it, official split, input train, full ranking, seen items "
+        f"left out, best epoch by validation where an entry does not fix their number. {verdict}In these files each "
+        "user's `test` rows are *older* than the `valid` rows, so feeding `valid` at test time would be a leak, and no "
+        "row here does. "
         "Settings, intervals, seeds and versions: "
         "[docs/results/diffrec-ml1m-clean.md](docs/results/diffrec-ml1m-clean.md)."
     )
