@@ -83,7 +83,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     By itself malloc maps each block above 32 MB (and some below) anew and unmaps it when it is freed, so that the
     kernel hands out and zeroes every page of every such tensor again, which takes several times as long as adding two
     of them; what that is of a training stands in benchmarks/kept_memory.md. From now on the process stays as large as
-    it once was, until `forget_peak_memory`: right for a command that ends, not for a service. Returns whether it could be asked for.
+    it once was, until `forget_peak_memory`: right for a command that ends, not for a service. Returns whether it could
+    be asked for.
     """
     libc = _gnu_libc()
     if libc is None or device.type != "cpu":
