@@ -300,6 +300,16 @@ def test_where_few_lists_have_changed_a_gain_is_bounded_by_what_a_mean_can_be(ch
     assert all(0 <= float(one) <= 600 for one in places)
 
 
+def test_a_gain_of_more_than_the_whole_mean_is_drawn_whole():
+    decision = ask(judged(np.clip(3 * BASE, 0, 1), BASE), judged(BASE, BASE), policy=PLAIN)
+    page, gain = render(decision), decision.over_champion[0].gain
+    low, high = map(float, re.search(r'class="reach [^"]*" x1="([^"]+)" x2="([^"]+)"', page).groups())
+    mean = float(re.search(r'cx="([^"]+)"', page)[1])
+    middle = gain.mine - gain.theirs
+    assert middle > gain.theirs
+    assert (high - mean) / (mean - low) == pytest.approx((gain.high - middle) / (middle - gain.low), rel=0.01)
+
+
 def test_a_text_from_outside_is_no_markup_on_the_page():
     odd = NEW.model_copy(update={"variant": "<script>alert(1)</script>"})
     assert "<script>alert" not in render(refuse(POLICY, OCCASION, odd, "integrity", "<b>broken</b>"))

@@ -102,6 +102,9 @@ def test_right_after_the_promotion_there_is_nothing_to_judge_and_nothing_alarmed
     assert not report.drifted
     assert report.reasons == []
     assert {one.value for one in report.findings} == {None}
+    assert not report.judged
+    beside = report.findings[0].model_copy(update={"value": 0.5})  # of another variant: told, and held to no limit
+    assert not report.model_copy(update={"findings": [beside]}).judged
     assert "nothing in the ingested log is newer than what the champion knows" in named(report, "item_mix").sentence
     assert "there is no newer model" in named(report, "overlap").sentence
     assert "0 users of the table have later events" in named(report, "outcome").sentence
@@ -112,6 +115,7 @@ def test_a_log_that_goes_on_as_it_was_has_not_drifted(promoted: World, seed: int
     report = promoted.judge(PAST + events(seed, DAYS, DAYS + LATER))
     assert not report.drifted, report.reasons
     assert all(one.value is not None for one in report.findings if one.about != "prediction")
+    assert report.judged
     assert len(report.stretches) == 6
     assert report.stretches[-1].rows == pytest.approx(LATER * A_DAY, rel=0.05)
     (came,) = report.outcomes

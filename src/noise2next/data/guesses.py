@@ -78,9 +78,9 @@ def time_unit(values: Values) -> TimeUnit | None:
     middle = median(numbers)
     for unit, scale in _CLOCKS:
         if _FROM * scale <= middle < _TO * scale:
-            set_ones = [one for one in numbers if one > 0]  # 0 and -1 stand for none
-            fitting = sum(_FROM * scale <= one < _TO * scale for one in set_ones)
-            return unit if fitting >= _MOSTLY * len(set_ones) else None  # else two units are mixed
+            given_ones = [one for one in numbers if one > 0]  # 0 and -1 stand for none
+            fitting = sum(_FROM * scale <= one < _TO * scale for one in given_ones)
+            return unit if fitting >= _MOSTLY * len(given_ones) else None  # else two units are mixed
     return "order" if 0 <= middle < _FROM else None
 
 
