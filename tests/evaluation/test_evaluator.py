@@ -79,6 +79,23 @@ def test_seen_items_stay_in_the_ranking_where_the_split_says_so() -> None:
     assert found.top.tolist() == [[0, 1, 2]] * 2
 
 
+@pytest.mark.parametrize("history", ["train", "train+valid"])
+def test_both_forms_come_from_one_pass_and_are_what_each_is_alone(history: str) -> None:
+    parts, model = ("valid", "test"), Recorder()
+    found = Evaluator(a_split(history), UniformWeights(), parts, CONFIG, "cpu", unmasked=True).judge(model)
+    masked = judge(Recorder(), a_split(history), UniformWeights(), parts, CONFIG, "cpu")
+    unmasked = judge(Recorder(), a_split(history, mask_seen=False), UniformWeights(), parts, CONFIG, "cpu")
+    assert len(model.asked) == (1 if history == "train" else 2)
+    for name in parts:
+        assert np.array_equal(found[name].top, masked[name].top)
+        assert found[name].lists == masked[name].lists
+        assert masked[name].unmasked == {}
+        for metric, values in unmasked[name].per_user.items():
+            assert found[name].unmasked[metric].tolist() == values.tolist()
+            assert found[name].per_user[metric].tolist() == masked[name].per_user[metric].tolist()
+    assert found["test"].unmasked["recall@3"].tolist() != found["test"].per_user["recall@3"].tolist()
+
+
 def test_parts_that_read_the_same_history_share_one_pass_of_scores() -> None:
     shared, apart = Recorder(), Recorder()
     judge(shared, a_split("train"), UniformWeights(), ["valid", "test"], CONFIG, "cpu")

@@ -179,10 +179,10 @@ def test_a_finished_run_is_not_repeated_and_a_new_seed_adds_to_it(table, setting
 def test_what_was_killed_goes_on_with_the_run_it_was_in(table, settings, data, untracked, monkeypatch):
     judge = evaluate.run
 
-    def killed(params, space, settings, variant):
+    def killed(params, space, settings, variant, unmasked):
         if variant == "diffrec":
             raise KeyboardInterrupt
-        return judge(params, space, settings, variant)
+        return judge(params, space, settings, variant, unmasked)
 
     monkeypatch.setattr(evaluate, "run", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -29,7 +29,8 @@ class Judgement:
 
     users [M]: those with something to find and at least one known item to go by; left_out: how many had something to
     find but nothing to go by. per_user: `recall@20` -> float32 [M]. top [M, K] int32: the lists, -1 is padding.
-    lists: `coverage@20` and its kind, one number each.
+    lists: `coverage@20` and its kind, one number each. unmasked: as per_user, with what was seen left in the ranking;
+    empty unless the evaluator was asked for it.
     """
 
     users: NDArray[np.int64]
@@ -37,6 +38,7 @@ class Judgement:
     per_user: dict[str, NDArray[np.float32]]
     top: NDArray[np.int32]
     lists: dict[str, float]
+    unmasked: dict[str, NDArray[np.float32]]
 
     def means(self) -> dict[str, float]:
         """Each metric's mean over the users."""
@@ -81,9 +83,14 @@ class Evaluator:
         device: torch.device | str,
         noise: Noise | None = None,
         seed: int = 0,
+        unmasked: bool = False,
     ) -> None:
-        """`seed` decides what `noise` puts into the histories that are read."""
+        """`seed` decides what `noise` puts into the histories that are read.
+
+        With `unmasked` the same scores are ranked once more, with what was seen left in.
+        """
         self._config = config
+        self._unmasked = unmasked
         self._truth = {part: Truth.of(split.truth(part), split.n_items) for part in parts}
         self._popularity = lists.popularity(split.train, split.n_items)
         self._trained_users = int((split.train.lengths > 0).sum())
@@ -134,21 +141,26 @@ class Evaluator:
         )
 
     def _judge(self, model: Recommender, each: _Pass) -> dict[Part, Judgement]:
-        parts = list(each.rows)
         cutoffs = self._config.cutoffs
-        ranked = rank(model, each.queries, [each.seen[part] for part in parts], max(cutoffs), self._config.memory_mb)
+        seen = [*each.seen.values(), *([None] if self._unmasked else [])]
+        ranked = rank(model, each.queries, seen, max(cutoffs), self._config.memory_mb)
+        unmasked = ranked.pop() if self._unmasked else None
         found: dict[Part, Judgement] = {}
-        for part, lists_of_all in zip(parts, ranked, strict=True):
-            users, top = each.users[each.rows[part]], lists_of_all.items.numpy()[each.rows[part]]
-            truth = self._truth[part]
+        for (part, rows), lists_of_all in zip(each.rows.items(), ranked, strict=True):
+            users, top = each.users[rows], lists_of_all.items.numpy()[rows]
             found[part] = Judgement(
                 users,
                 self._left_out[part],
-                accuracy(hits(top, users, truth), truth.sizes[users], cutoffs),
+                self._accuracy(part, users, top),
                 top,
                 lists.describe(top, self._popularity, self._trained_users, cutoffs),
+                {} if unmasked is None else self._accuracy(part, users, unmasked.items.numpy()[rows]),
             )
         return found
+
+    def _accuracy(self, part: Part, users: NDArray[np.int64], top: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        truth = self._truth[part]
+        return accuracy(hits(top, users, truth), truth.sizes[users], self._config.cutoffs)
 
 
 def judge(

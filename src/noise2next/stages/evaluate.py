@@ -22,6 +22,7 @@ from noise2next.evaluation.significance import Interval, intervals, resampled_me
 from noise2next.models.artifact import Artifact, ModelCard
 from noise2next.models.base import ClosedForm, Recommender
 from noise2next.registry.tracking import resume_run
+from noise2next.stages.tables import column
 from noise2next.training.device import choose_device, keep_freed_memory
 from noise2next.workspace import Workspace, read_json, require, write_json, writing
 
@@ -31,9 +32,10 @@ PARTS: tuple[Part, ...] = ("valid", "test")
 SHOWN = 20  # places of a list that the popularity plot looks at
 
 
-def run(params: Params, space: Workspace, settings: Settings, variant: str) -> EvaluationReport:
+def run(params: Params, space: Workspace, settings: Settings, variant: str, unmasked: bool = False) -> EvaluationReport:
     """Judge the model of `variant` and write `space.evaluation(variant)`: per_user.parquet and report.json.
 
+    With `unmasked` the first has every metric once more, `ndcg@10 unmasked`, with what was seen left in the ranking.
     Raises UserError when the model is missing or damaged, or was trained on other data than is prepared now.
     """
     began = time.monotonic()
@@ -45,7 +47,9 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str) -> E
     refuse_other_data(space, artifact.card, place)
     split = Split.load(space.prepared, dataset.split, dataset.has_clock)
     trained = artifact.card.variant
-    evaluator = Evaluator(split, trained.weighting, PARTS, params.evaluation, device, trained.noise, artifact.card.seed)
+    evaluator = Evaluator(
+        split, trained.weighting, PARTS, params.evaluation, device, trained.noise, artifact.card.seed, unmasked
+    )
     found = evaluator.judge(artifact.model)
     drawn = None
     if artifact.model.stochastic:
@@ -132,6 +136,7 @@ def _write_users(path: Path, split: Split, found: Mapping[Part, Judgement]) -> N
                 "part": pa.array([part] * len(judgement.users), pa.string()),
                 "user": pa.array(raw[judgement.users], pa.string()),
                 **judgement.per_user,
+                **{column(metric, "unmasked"): values for metric, values in judgement.unmasked.items()},
             }
         )
         for part, judgement in found.items()

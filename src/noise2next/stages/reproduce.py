@@ -6,11 +6,9 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -18,15 +16,12 @@ from pydantic import ValidationError
 
 from noise2next import __version__
 from noise2next.config import Frozen, Params, Settings, sentences
-from noise2next.data.interactions import Split
 from noise2next.errors import UserError
-from noise2next.evaluation.evaluator import judge
-from noise2next.models.artifact import Artifact, code_version
+from noise2next.models.artifact import code_version
 from noise2next.models.base import ClosedForm, model_class, model_config
 from noise2next.stages import cluster, embed, evaluate, ingest, prepare, results, train
 from noise2next.stages.results import Results, Run
-from noise2next.stages.tables import Table, column
-from noise2next.training.device import choose_device
+from noise2next.stages.tables import Table
 from noise2next.workspace import (
     Reproduction,
     Workspace,
@@ -204,12 +199,9 @@ def _finish(
         if _entry_of_embeddings(table, name) is not None:
             _cluster(params, space, settings, place, seed, progress)
         trained = train.run(params, space, settings, name, progress, budget)
-        judged = evaluate.run(params, space, settings, name)
-        began = time.monotonic()
+        judged = evaluate.run(params, space, settings, name, unmasked="unmasked" in table.forms)
         users = pq.read_table(space.evaluation(name) / "per_user.parquet")
         users = users.filter(pc.field("part") == "test").drop_columns(["part"])
-        if "unmasked" in table.forms:
-            users = _with_unmasked(users, table, space, settings, name)
         columns = [name for name in users.column_names if name != "user"]
         with replacing(_made(place.users(key))) as fresh:
             pq.write_table(users, fresh)
@@ -223,7 +215,7 @@ def _finish(
             lists=judged.lists["test"],
             parameters=judged.parameters,
             seconds_training=trained.seconds,
-            seconds_evaluation=judged.seconds + time.monotonic() - began,
+            seconds_evaluation=judged.seconds,
             peak_memory_mb=trained.peak_memory_mb,
             epochs=trained.trained,
             best_epoch=min(trained.best_epoch, trained.trained),
@@ -254,23 +246,6 @@ def _cluster(
         train.run(params, space, settings, EMBEDDED, progress)
         embed.run(params, space)
         cluster.run(params, space)
-
-
-def _with_unmasked(users: pa.Table, table: Table, space: Workspace, settings: Settings, name: str) -> pa.Table:
-    """`users` with the same model's test metrics when what was seen stays in the ranking."""
-    params, device = table.params(seed=1, mask_seen=False), choose_device(settings.device)
-    dataset = params.dataset(space.dataset)
-    artifact = Artifact.load(space.model(name), device)
-    split = Split.load(space.prepared, dataset.split, dataset.has_clock)
-    card, model = artifact.card, artifact.model
-    found = judge(
-        model, split, card.variant.weighting, ["test"], params.evaluation, device, card.variant.noise, card.seed
-    )["test"]
-    if len(found.users) != len(users):
-        raise ValueError("a ranking with and without mask is of the same users")
-    for metric, values in found.per_user.items():
-        users = users.append_column(column(metric, "unmasked"), pa.array(values))
-    return users
 
 
 def _made(path: Path) -> Path:

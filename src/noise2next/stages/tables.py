@@ -108,12 +108,11 @@ class Table(Frozen):
         split = OfficialTrain(valid=self.search_on, history=self.dataset.split.history)
         return self.model_copy(update={"dataset": self.dataset.model_copy(update={"split": split})})
 
-    def params(self, seed: int, mask_seen: bool = True) -> Params:
-        """What the stages take. `mask_seen` is of the evaluation; the table's own also chooses the best epoch."""
-        split = self.dataset.split.model_copy(update={"mask_seen": mask_seen})
+    def params(self, seed: int) -> Params:
+        """What the stages take."""
         return Params(
             seed=seed,
-            datasets={self.dataset_name: self.dataset.model_copy(update={"split": split})},
+            datasets={self.dataset_name: self.dataset},
             variants=self.variants,
             latent_variants=self.latent_variants,
             trainer=self.trainer,
