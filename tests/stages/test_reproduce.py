@@ -403,6 +403,24 @@ def test_each_form_says_for_itself_whether_a_simple_row_is_ahead(next_item, sett
     assert "Where a simple baseline is ahead" not in results.page(found.model_copy(update={"ahead": []}))
 
 
+def test_the_page_says_what_the_draws_of_a_stochastic_row_are_good_for(table, settings, data, untracked, tmp_path):
+    text = (tmp_path / "small.yaml").read_text().replace("steps: 3,", "steps: 3, noise_scale: 50, sampling_steps: 2,")
+    reproduce.run(a_table(tmp_path, text), settings, data, ["ease", "diffrec"])
+    found = results.Results.model_validate(document(settings))
+    ease, diffrec = found.rows
+    assert [run.draws for run in ease.runs] == [None]
+    lines = [line for line in page(settings).splitlines() if line.startswith("| diffrec, seed ")]
+    for run, line in zip(diffrec.runs, lines, strict=True):
+        cells, drawn = line.split(" | "), run.draws
+        assert cells[1:3] == ["10", f"{drawn.users}"]
+        assert cells[3:5] == [f"{drawn.one_draw['ndcg@5']:.4f} (@5)", f"{drawn.by_share['ndcg@5']:.4f}"]
+        assert cells[6:8] == [f"{drawn.hit_rate(0.9, 1):.2%}", f"{drawn.hit_rate(0, 0.5):.2%}"]
+        assert drawn.diversity > 0
+    without = [run.model_copy(update={"draws": None}) for run in diffrec.runs]
+    silent = found.model_copy(update={"rows": [ease, diffrec.model_copy(update={"runs": without})]})
+    assert "What draws are good for" not in results.page(silent)
+
+
 def test_the_epoch_is_chosen_with_what_was_seen_left_out(next_item, settings, tmp_path):
     text = (tmp_path / "small.yaml").read_text().replace("- masked\n", "")
     with pytest.raises(UserError, match="a table has the form masked"):

@@ -213,6 +213,7 @@ def _finish(
             test={column: pc.mean(users.column(column)).as_py() for column in columns},
             valid={metric: interval.mean for metric, interval in judged.metrics["valid"].items()},
             lists=judged.lists["test"],
+            draws=judged.draws,
             parameters=judged.parameters,
             seconds_training=trained.seconds,
             seconds_evaluation=judged.seconds,

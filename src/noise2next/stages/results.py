@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from noise2next.config import EvaluationConfig, Frozen, TrainerConfig, Weighting
 from noise2next.evaluation.charts import duration, two_digits
+from noise2next.evaluation.report import DrawsReport
 from noise2next.evaluation.significance import intervals, paired_difference, resampled_means
 from noise2next.stages import result_plots
 from noise2next.stages.tables import UNITS, Form, Table, column
@@ -37,6 +38,7 @@ class Run(Frozen):
     test: dict[str, float]
     valid: dict[str, float]
     lists: dict[str, float]
+    draws: DrawsReport | None = None  # of a stochastic model; None also where an older run was not asked
     parameters: int
     seconds_training: float
     seconds_evaluation: float
@@ -306,6 +308,7 @@ def page(found: Results) -> str:
         *(f"- {note}" for note in (*_conventions(found), *found.notes)),
         "",
         *_behind(found),
+        *_draws(found),
         *_stopped(found),
         *_untrained(found),
         "## What it took",
@@ -436,6 +439,51 @@ def _gain(found: Results, ahead: Ahead | None) -> str:
         return f"{told} (judged on different machines, so not paired)"
     chance = "" if ahead.low > 0 else ", may be chance"
     return f"{told} ({_shown(found, ahead.low)} to {_shown(found, ahead.high)}{chance})"
+
+
+def _draws(found: Results) -> list[str]:
+    """What the lists of several draws are good for, a line for each stochastic run."""
+    runs = [(row, run, run.draws) for row in found.rows for run in row.runs if run.draws is not None]
+    if not runs:
+        return []
+    head = ["model", "draws", "users", "ndcg of one draw", "by share", "gain"]
+    head += ["hit rate, share above 90%", "up to 50%", "AUC of the share", "calibration error", "replaced"]
+    head += ["coverage of one draw", "by share", "of all draws"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row, run, drawn in runs:
+        name = f"ndcg@{drawn.cutoff}"
+        gain = drawn.gain[name]
+        cells = [
+            row.variant + (f", seed {run.seed}" if len(row.runs) > 1 else ""),
+            f"{drawn.draws}",
+            f"{drawn.users:,}",
+            f"{_shown(found, drawn.one_draw[name])} (@{drawn.cutoff})",
+            _shown(found, drawn.by_share[name]),
+            f"{_shown(found, gain.mean)} ({_shown(found, gain.low)} to {_shown(found, gain.high)})",
+            _percent(drawn.hit_rate(0.9, 1.0)),
+            _percent(drawn.hit_rate(0.0, 0.5)),
+            "" if drawn.auc is None else f"{drawn.auc:.3f}",
+            f"{drawn.calibration_error:.3f}",
+            _percent(drawn.diversity),
+            *(_percent(drawn.coverage[name]) for name in ("one draw", "by share", "all draws")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        "## What draws are good for",
+        "",
+        "Rows that draw, over some users of the test part with what they have seen left out: the list by the share of "
+        "the draws that list an item, against a single draw's. Hit rates are of the pairs of a user and an item, by "
+        "that share. AUC: the chance that of a hit and a miss the hit has the larger share. Calibration error: the "
+        "mean distance of share and hit rate, large wherever few items of a list can be hits. Replaced: the part of a "
+        "list that another draw replaces.",
+        "",
+        *lines,
+        "",
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
 
 
 def _epoch(at: float) -> str:
