@@ -128,7 +128,7 @@ class TestJudging:
         assert sum(one.hit_rate * one.pairs for one in found.bins) == pytest.approx(len(truth & set(pairs)))
         assert all(one.above < one.mean_share <= one.up_to + 1e-12 for one in found.bins)
 
-    def test_the_hit_rate_of_some_bins_is_that_of_their_pairs_together(self, evaluator: Evaluator) -> None:
+    def test_the_hits_of_some_bins_are_those_of_their_pairs(self, evaluator: Evaluator) -> None:
         asked = evaluator.asked("test")
         found = judge_draws(Noisy(3.0), asked, 5, CONFIG.model_copy(update={"draw_users": 1000}), 1)
         again = draw_lists(Noisy(3.0), asked.queries, asked.seen, 5, 6, 64)
@@ -136,9 +136,8 @@ class TestJudging:
         pairs = list(zip(asked.users[again.pairs.users].tolist(), again.pairs.items.tolist(), strict=True))
         half = [pair in truth for pair, count in zip(pairs, again.pairs.counts, strict=True) if count <= 3]
         assert found.draws == 6
-        assert found.hit_rate(0, 0.5) == pytest.approx(np.mean(half))
-        assert found.hit_rate(0, 1) == pytest.approx(np.mean([pair in truth for pair in pairs]))
-        assert found.model_copy(update={"bins": []}).hit_rate(0, 1) is None
+        assert found.hits(0, 0.5) == (sum(half), len(half))
+        assert found.hits(0, 1) == (len(truth & set(pairs)), len(pairs))
 
     def test_an_item_that_more_draws_list_is_likelier_a_hit(self, evaluator: Evaluator) -> None:
         found = judge_draws(Noisy(3.0), evaluator.asked("test"), 5, CONFIG, 1)

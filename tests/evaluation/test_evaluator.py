@@ -34,6 +34,18 @@ class Recorder(Recommender):
         return -torch.arange(ITEMS, dtype=torch.float32).expand(len(queries), ITEMS)
 
 
+class Personal(Recorder):
+    """To the first user item 2 first, then 3 and so on around; to the second item 3 first, and so on."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.users = torch.as_tensor(split.users.keys)
+
+    def score(self, queries: Queries) -> Tensor:
+        user = (queries.keys[:, None] == self.users).int().argmax(dim=1)
+        return super().score(queries).gather(1, (torch.arange(ITEMS) - user[:, None] - 2) % ITEMS)
+
+
 def part(rows: list[list[int]]) -> Interactions:
     users = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     return Interactions.of(users, np.array([item for row in rows for item in row], dtype=np.int64), None, len(rows))
@@ -81,19 +93,22 @@ def test_seen_items_stay_in_the_ranking_where_the_split_says_so() -> None:
 
 @pytest.mark.parametrize("history", ["train", "train+valid"])
 def test_both_forms_come_from_one_pass_and_are_what_each_is_alone(history: str) -> None:
-    parts, model = ("valid", "test"), Recorder()
-    found = Evaluator(a_split(history), UniformWeights(), parts, CONFIG, "cpu", unmasked=True).judge(model)
-    masked = judge(Recorder(), a_split(history), UniformWeights(), parts, CONFIG, "cpu")
-    unmasked = judge(Recorder(), a_split(history, mask_seen=False), UniformWeights(), parts, CONFIG, "cpu")
+    masked, unmasked = (
+        replace(a_split(history, mask_seen), test=part([[3, 4], [], [0], [0]])) for mask_seen in (True, False)
+    )
+    parts, model = ("valid", "test"), Personal(masked)
+    found = Evaluator(masked, UniformWeights(), parts, CONFIG, "cpu", unmasked=True).judge(model)
     assert len(model.asked) == (1 if history == "train" else 2)
+    alone = [judge(Personal(split), split, UniformWeights(), parts, CONFIG, "cpu") for split in (masked, unmasked)]
     for name in parts:
-        assert np.array_equal(found[name].top, masked[name].top)
-        assert found[name].lists == masked[name].lists
-        assert masked[name].unmasked == {}
-        for metric, values in unmasked[name].per_user.items():
-            assert found[name].unmasked[metric].tolist() == values.tolist()
-            assert found[name].per_user[metric].tolist() == masked[name].per_user[metric].tolist()
-    assert found["test"].unmasked["recall@3"].tolist() != found["test"].per_user["recall@3"].tolist()
+        left_out, left_in = (one[name] for one in alone)
+        assert np.array_equal(found[name].top, left_out.top)
+        assert found[name].lists == left_out.lists
+        assert left_out.unmasked == {}
+        for metric in left_in.per_user:
+            assert found[name].unmasked[metric].tolist() == left_in.per_user[metric].tolist()
+            assert found[name].per_user[metric].tolist() == left_out.per_user[metric].tolist()
+    assert found["test"].unmasked["recall@1"].tolist() != found["test"].per_user["recall@1"].tolist()
 
 
 def test_parts_that_read_the_same_history_share_one_pass_of_scores() -> None:

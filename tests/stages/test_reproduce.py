@@ -12,8 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from noise2next.config import Settings
+from noise2next.config import OfficialSplit, Settings, UniformWeights
+from noise2next.data.interactions import Split
 from noise2next.errors import UserError
+from noise2next.evaluation.evaluator import judge
+from noise2next.evaluation.report import DrawsReport, ShareBin
+from noise2next.evaluation.significance import Interval
+from noise2next.models.artifact import Artifact
 from noise2next.stages import evaluate, reproduce, results, train, tune
 from noise2next.stages.tables import load_table, read_table, table_names
 from noise2next.workspace import Reproduction, read_json, sha256
@@ -177,17 +182,17 @@ def test_a_finished_run_is_not_repeated_and_a_new_seed_adds_to_it(table, setting
 
 
 def test_what_was_killed_goes_on_with_the_run_it_was_in(table, settings, data, untracked, monkeypatch):
-    judge = evaluate.run
+    judged = evaluate.run
 
     def killed(params, space, settings, variant, unmasked):
         if variant == "diffrec":
             raise KeyboardInterrupt
-        return judge(params, space, settings, variant, unmasked)
+        return judged(params, space, settings, variant, unmasked)
 
     monkeypatch.setattr(evaluate, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         reproduce.run(table, settings, data)
-    monkeypatch.setattr(evaluate, "run", judge)
+    monkeypatch.setattr(evaluate, "run", judged)
     assert untracked == [("most_pop", 1), ("ease", 1), ("diffrec", 1)]
     reproduce.run(table, settings, data)
     assert untracked == [("most_pop", 1), ("ease", 1), ("diffrec", 1), ("diffrec", 2)]
@@ -403,29 +408,75 @@ def test_each_form_says_for_itself_whether_a_simple_row_is_ahead(next_item, sett
     assert "Where a simple baseline is ahead" not in results.page(found.model_copy(update={"ahead": []}))
 
 
-def test_the_page_says_what_the_draws_of_a_stochastic_row_are_good_for(table, settings, data, untracked, tmp_path):
-    text = (tmp_path / "small.yaml").read_text().replace("steps: 3,", "steps: 3, noise_scale: 50, sampling_steps: 2,")
-    reproduce.run(a_table(tmp_path, text), settings, data, ["ease", "diffrec"])
-    found = results.Results.model_validate(document(settings))
+def test_the_unmasked_figures_are_those_of_a_ranking_that_leaves_nothing_out(next_item, settings, tmp_path, untracked):
+    reproduce.run(next_item, settings, tmp_path / "data", ["ease"])
+    place = Reproduction(settings.root, "small")
+    (run,) = results.Results.model_validate(document(settings)).rows[0].runs
+    space = place.space(1, "ring")
+    split = Split.load(space.prepared, OfficialSplit(mask_seen=False), has_clock=False)
+    model, config = Artifact.load(space.model("ease")).model, next_item.evaluation
+    alone = judge(model, split, UniformWeights(), ["test"], config, "cpu")["test"]
+    users = pq.read_table(place.users(run.key)).to_pandas().set_index("user")
+    for metric, values in alone.per_user.items():
+        assert users.loc[[split.users.ids[user] for user in alone.users], f"{metric} unmasked"].tolist() == list(values)
+
+
+@pytest.fixture
+def drawn():
+    """Of ten draws for 1,500 users."""
+    interval = Interval(mean=0.01, low=-0.02, high=0.03)
+    return DrawsReport(
+        draws=10,
+        users=1500,
+        cutoff=5,
+        bins=[
+            ShareBin(above=0.1, up_to=0.2, pairs=30, mean_share=0.2, hit_rate=0.1),
+            ShareBin(above=0.4, up_to=0.5, pairs=20, mean_share=0.5, hit_rate=0.3),
+            ShareBin(above=0.5, up_to=0.6, pairs=7, mean_share=0.6, hit_rate=0),
+            ShareBin(above=0.9, up_to=1.0, pairs=2000, mean_share=1, hit_rate=0.6),
+        ],
+        auc=0.71,
+        calibration_error=0.4,
+        by_share={"ndcg@5": 0.24, "recall@5": 0},
+        one_draw={"ndcg@5": 0.23, "recall@5": 0},
+        gain={"ndcg@5": interval, "recall@5": interval},
+        diversity=0.15,
+        distinct=6,
+        coverage={"one draw": 0.2, "by share": 0.25, "all draws": 0.3},
+    )
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("share", 1), ("percent", 100)])
+def test_the_page_says_what_draws_are_good_for(unit, scale, drawn, table, settings, data, untracked):
+    reproduce.run(table, settings, data, ["ease", "diffrec"])
+    found = results.Results.model_validate(document(settings)).model_copy(update={"unit": unit})
+    assert "What draws are good for" not in results.page(found)
     ease, diffrec = found.rows
-    assert [run.draws for run in ease.runs] == [None]
-    lines = [line for line in page(settings).splitlines() if line.startswith("| diffrec, seed ")]
-    for run, line in zip(diffrec.runs, lines, strict=True):
-        cells, drawn = line.split(" | "), run.draws
-        assert cells[1:3] == ["10", f"{drawn.users}"]
-        assert cells[3:5] == [f"{drawn.one_draw['ndcg@5']:.4f} (@5)", f"{drawn.by_share['ndcg@5']:.4f}"]
-        assert cells[6:8] == [f"{drawn.hit_rate(0.9, 1):.2%}", f"{drawn.hit_rate(0, 0.5):.2%}"]
-        assert drawn.diversity > 0
-    without = [run.model_copy(update={"draws": None}) for run in diffrec.runs]
-    silent = found.model_copy(update={"rows": [ease, diffrec.model_copy(update={"runs": without})]})
-    assert "What draws are good for" not in results.page(silent)
+    asked = [diffrec.runs[0].model_copy(update={"draws": drawn}), diffrec.runs[1]]
+    text = results.page(found.model_copy(update={"rows": [ease, diffrec.model_copy(update={"runs": asked})]}))
+    ndcg = [f"{scale * value:.4f}" for value in (0.23, 0.24, 0.01, -0.02, 0.03)]
+    assert (
+        f"| diffrec, seed 1 | 10 | 1,500 | {ndcg[0]} (@5) | {ndcg[1]} | {ndcg[2]} ({ndcg[3]} to {ndcg[4]}) "
+        "| 60.00% (1,200 of 2,000) | 18.00% (9 of 50) | 0.710 | 40.00% | 15.00% | 20.00% | 25.00% | 30.00% |"
+    ) in text.splitlines()
+    assert "| diffrec, seed 2 |" not in text
+
+
+def test_a_stochastic_row_is_asked_for_its_draws(table, settings, data, untracked, tmp_path):
+    text = (tmp_path / "small.yaml").read_text().replace("steps: 3,", "steps: 3, noise_scale: 50, sampling_steps: 2,")
+    reproduce.run(a_table(tmp_path, text), settings, data, ["ease", "diffrec"], seeds=1)
+    ease, diffrec = results.Results.model_validate(document(settings)).rows
+    assert ease.runs[0].draws is None
+    assert diffrec.runs[0].draws.diversity > 0
 
 
 def test_the_epoch_is_chosen_with_what_was_seen_left_out(next_item, settings, tmp_path):
     text = (tmp_path / "small.yaml").read_text().replace("- masked\n", "")
     with pytest.raises(UserError, match="a table has the form masked"):
         a_table(tmp_path, text)
-    assert next_item.params(seed=1).dataset("ring").split.mask_seen
+    text = (tmp_path / "small.yaml").read_text().replace("kind: official", "kind: official\n    mask_seen: false")
+    with pytest.raises(UserError, match="a table has the form masked"):
+        a_table(tmp_path, text)
 
 
 # --- the tables that come with the program ----------------------------------------------------------------------------

@@ -34,11 +34,10 @@ class DrawsReport(Frozen):
     distinct: float  # items of a user in all draws together, mean over users
     coverage: dict[str, float]  # of the catalogue by these users' lists: of one draw, by share, of all draws together
 
-    def hit_rate(self, above: float, up_to: float) -> float | None:
-        """Of all pairs in the bins from `above` to `up_to`; None where there are none."""
+    def hits(self, above: float, up_to: float) -> tuple[int, int]:
+        """How many of the pairs in the bins from `above` to `up_to` are hits, and how many pairs there are."""
         chosen = [one for one in self.bins if above <= one.above and one.up_to <= up_to]
-        pairs = sum(one.pairs for one in chosen)
-        return sum(one.pairs * one.hit_rate for one in chosen) / pairs if pairs else None
+        return sum(round(one.pairs * one.hit_rate) for one in chosen), sum(one.pairs for one in chosen)
 
 
 class EvaluationReport(Frozen):

@@ -48,7 +48,14 @@ def run(params: Params, space: Workspace, settings: Settings, variant: str, unma
     split = Split.load(space.prepared, dataset.split, dataset.has_clock)
     trained = artifact.card.variant
     evaluator = Evaluator(
-        split, trained.weighting, PARTS, params.evaluation, device, trained.noise, artifact.card.seed, unmasked
+        split,
+        trained.weighting,
+        PARTS,
+        params.evaluation,
+        device,
+        trained.noise,
+        artifact.card.seed,
+        unmasked=unmasked,
     )
     found = evaluator.judge(artifact.model)
     drawn = None

@@ -398,7 +398,7 @@ def _conventions(found: Results) -> list[str]:
         f"{found.evaluation.bootstrap_samples:,} samples, {found.evaluation.confidence:.0%}) of each user's mean over "
         "seeds. Models without seeds are deterministic.",
         "Seconds, memory, and the precision where settings leave it at `auto`, are of the machine that a row was "
-        "trained on, which need not be the same for all rows.",
+        "trained on and of the code of that day, which need not be the same for all rows.",
         *(f"Published figures of {', '.join(names)}: {source}." for source, names in by_source.items()),
     ]
 
@@ -442,48 +442,53 @@ def _gain(found: Results, ahead: Ahead | None) -> str:
 
 
 def _draws(found: Results) -> list[str]:
-    """What the lists of several draws are good for, a line for each stochastic run."""
+    """What the lists of several draws are good for, a line for each stochastic run that was asked."""
     runs = [(row, run, run.draws) for row in found.rows for run in row.runs if run.draws is not None]
     if not runs:
         return []
-    head = ["model", "draws", "users", "ndcg of one draw", "by share", "gain"]
-    head += ["hit rate, share above 90%", "up to 50%", "AUC of the share", "calibration error", "replaced"]
-    head += ["coverage of one draw", "by share", "of all draws"]
+    head = ["model", "draws", "users", "ndcg of one draw", "ndcg by share", "gain", "pairs hit, share above 90%"]
+    head += ["pairs hit, share up to 50%", "AUC of the share", "calibration error", "replaced", "coverage of one draw"]
+    head += ["coverage by share", "coverage of all draws"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row, run, drawn in runs:
-        name = f"ndcg@{drawn.cutoff}"
-        gain = drawn.gain[name]
+        metric = f"ndcg@{drawn.cutoff}"
+        gain = drawn.gain[metric]
         cells = [
             row.variant + (f", seed {run.seed}" if len(row.runs) > 1 else ""),
             f"{drawn.draws}",
             f"{drawn.users:,}",
-            f"{_shown(found, drawn.one_draw[name])} (@{drawn.cutoff})",
-            _shown(found, drawn.by_share[name]),
+            f"{_shown(found, drawn.one_draw[metric])} (@{drawn.cutoff})",
+            _shown(found, drawn.by_share[metric]),
             f"{_shown(found, gain.mean)} ({_shown(found, gain.low)} to {_shown(found, gain.high)})",
-            _percent(drawn.hit_rate(0.9, 1.0)),
-            _percent(drawn.hit_rate(0.0, 0.5)),
+            _of_pairs(drawn.hits(0.9, 1.0)),
+            _of_pairs(drawn.hits(0.0, 0.5)),
             "" if drawn.auc is None else f"{drawn.auc:.3f}",
-            f"{drawn.calibration_error:.3f}",
-            _percent(drawn.diversity),
-            *(_percent(drawn.coverage[name]) for name in ("one draw", "by share", "all draws")),
+            f"{drawn.calibration_error:.2%}",
+            f"{drawn.diversity:.2%}",
+            *(f"{drawn.coverage[name]:.2%}" for name in ("one draw", "by share", "all draws")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [
         "## What draws are good for",
         "",
-        "Rows that draw, over some users of the test part with what they have seen left out: the list by the share of "
-        "the draws that list an item, against a single draw's. Hit rates are of the pairs of a user and an item, by "
-        "that share. AUC: the chance that of a hit and a miss the hit has the larger share. Calibration error: the "
-        "mean distance of share and hit rate, large wherever few items of a list can be hits. Replaced: the part of a "
-        "list that another draw replaces.",
+        "Of the rows that draw, those that were asked for their draws: over some users of the test part, chosen by the "
+        "run's seed, with what they have seen left out, the list by the share of the draws that list an item, against "
+        f"a single draw's. The gain has a {found.evaluation.confidence:.0%} interval over these users (bootstrap, "
+        "paired). A pair is of a user and an item that some draw lists, and is hit where the user took the item. AUC: "
+        "the chance that of a pair that is hit and one that is not the first has the larger share, a tie counted half. "
+        "Calibration error: the mean distance between the share of a pair and the part of such pairs that is hit, "
+        "large wherever few items of a list can be. Replaced: the part of a list that another draw replaces. Coverage: "
+        "of the catalogue, by the lists of these users; all draws together are that many lists a user.",
         "",
         *lines,
         "",
     ]
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+def _of_pairs(hits: tuple[int, int]) -> str:
+    """`0.29% (9 of 3,072)`"""
+    taken, pairs = hits
+    return f"{taken / pairs:.2%} ({taken:,} of {pairs:,})" if pairs else ""
 
 
 def _epoch(at: float) -> str:
@@ -503,7 +508,8 @@ def _stopped(found: Results) -> list[str]:
     return [
         "## Stopped by the budget (*)",
         "",
-        "These rows had not come to their own end; a larger `--budget` goes on from where they are.",
+        "These rows had not come to their own end; where their checkpoints lie, and under the same code, a larger "
+        "`--budget` goes on from there.",
         "",
         *told,
         "",
