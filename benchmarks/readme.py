@@ -16,6 +16,7 @@ from typing import Any
 
 from noise2next.evaluation.charts import two_digits
 from noise2next.evaluation.report import DrawsReport
+from noise2next.stages.results import of_pairs
 from noise2next.workspace import read_json, write_atomically, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,25 +151,25 @@ def _next_item() -> str:
 
 def _draws() -> str:
     """What the draws of DNR are good for on DiffuRec's files, by the first seed of each."""
-    asked = {}
+    lines = [
+        "| draws of `dnr` | users | taken, of the items in over 90% of the draws | of those in at most half | NDCG by "
+        "share, less a single draw's | two draws differ in |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, title in NEXT_ITEM.items():
-        for row in read_json(RESULTS / f"{name}.json")["rows"]:
-            if row["variant"] == "dnr":
-                asked[title] = DrawsReport.model_validate(row["runs"][0]["draws"])
-    told = []
-    for title, drawn in asked.items():
-        sure, unsure = (hits / pairs for hits, pairs in (drawn.hits(0.9, 1), drawn.hits(0, 0.5)))
+        rows = {row["variant"]: row for row in read_json(RESULTS / f"{name}.json")["rows"]}
+        drawn = DrawsReport.model_validate(rows["dnr"]["runs"][0]["draws"])
         gain = drawn.gain[f"ndcg@{drawn.cutoff}"]
-        told.append(
-            f"on {title} ({drawn.users:,} users, {drawn.draws} draws) the user took {sure:.2%} of the items that over "
-            f"90% of the draws list and {unsure:.2%} of those in at most half; the list by share is "
-            f"{100 * gain.mean:+.2f} ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}) NDCG@{drawn.cutoff} from a "
-            f"single draw's; two draws differ in {drawn.diversity:.1%} of a list"
+        lines.append(
+            f"| {title}, {drawn.draws} draws | {drawn.users:,} | {of_pairs(drawn.hits(0.9, 1))} "
+            f"| {of_pairs(drawn.hits(0, 0.5))} "
+            f"| {100 * gain.mean:+.2f} ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}) | {drawn.diversity:.1%} |"
         )
-    return (
-        "What draws are good for, by those of `dnr`, seen items left out: " + "; ".join(told) + ". The pages have the "
-        "other rows, and the coverage."
+    told = (
+        "The share of the draws that list an item says how far to trust it; here by DNR, seen items left out, in "
+        "percent. The pages have the other rows, and the coverage."
     )
+    return "\n".join([*lines, "", told])
 
 
 def _ml1m() -> str:

@@ -460,8 +460,8 @@ def _draws(found: Results) -> list[str]:
             f"{_shown(found, drawn.one_draw[metric])} (@{drawn.cutoff})",
             _shown(found, drawn.by_share[metric]),
             f"{_shown(found, gain.mean)} ({_shown(found, gain.low)} to {_shown(found, gain.high)})",
-            _of_pairs(drawn.hits(0.9, 1.0)),
-            _of_pairs(drawn.hits(0.0, 0.5)),
+            of_pairs(drawn.hits(0.9, 1.0)),
+            of_pairs(drawn.hits(0.0, 0.5)),
             "" if drawn.auc is None else f"{drawn.auc:.3f}",
             f"{drawn.calibration_error:.2%}",
             f"{drawn.diversity:.2%}",
@@ -485,7 +485,7 @@ def _draws(found: Results) -> list[str]:
     ]
 
 
-def _of_pairs(hits: tuple[int, int]) -> str:
+def of_pairs(hits: tuple[int, int]) -> str:
     """`0.29% (9 of 3,072)`"""
     taken, pairs = hits
     return f"{taken / pairs:.2%} ({taken:,} of {pairs:,})" if pairs else ""
